@@ -1,0 +1,53 @@
+# make demo   install, fetch a small real model and mixture, fine-tune with HBO, write the report
+# make test   install, run the whole test suite
+# make check  format, lint, types, import layers, docs (no tests)
+
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+BIN := .venv/bin
+STAMP := .venv/.hbo-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-multilingual test check format tree clean
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+install: $(STAMP)
+
+# Runs again only when pyproject.toml changes. torch comes first, so that the pinned build
+# (on Linux without a GPU: the CPU one) is in place before anything asks for "some torch".
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: install
+	$(BIN)/hbo train configs/demo.yaml --overwrite
+
+demo-multilingual: install
+	$(BIN)/hbo train configs/demo-multilingual.yaml --overwrite
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/docs
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Writes the source tree of README.md again from the first line of each file's docstring.
+tree: install
+	$(BIN)/python tools/tree.py
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

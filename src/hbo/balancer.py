@@ -1,0 +1,265 @@
+"""The ring: mixture -> policy -> stream of draws -> signals -> policy; no rank, no framework."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hbo.errors import ConfigError, StateError
+from hbo.mixture import FloatArray, IntArray, Mixture
+from hbo.observations import Observations, Reduce, alone
+from hbo.policies.base import Policy, PolicyState
+from hbo.sampling.digest import StreamDigest
+from hbo.sampling.limits import Limits
+from hbo.sampling.stream import Stream
+
+SCHEMA = 1
+UNITS = ("examples", "tokens")
+DEFAULT_LAG = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """One change of the sampling probabilities.
+
+    Args:
+        step: Optimiser steps done when it was decided.
+        effective_draw: First draw made from ``after``.
+        before: (K, G) probabilities in force until then.
+        after: (K, G) probabilities from then on.
+        explanation: What the policy saw (``Policy.explain``).
+    """
+
+    step: int
+    effective_draw: int
+    before: FloatArray
+    after: FloatArray
+    explanation: Mapping[str, Any]
+
+
+class Balancer:
+    """Decides which example is drawn next, and learns from what was measured.
+
+    A training loop does four things with it: read draws (``draws``), hand in what it measured
+    (``observe``), say that an optimiser step is done (``advance``) and, when ``due``, let it decide
+    (``update``). New probabilities take effect at draw ``(step + lag) * draws_per_step``: a number
+    of the configuration, so a loader may look ahead up to ``lag`` steps without changing the run.
+
+    Args:
+        mixture: The subsets and their difficulty groups.
+        policy: The rule; ``hbo.policies.POLICIES`` has them all.
+        seed: Seed of the stream of draws.
+        draws_per_step: Examples of one optimiser step, all ranks and accumulation steps together.
+        lag: Optimiser steps between an update and the first draw made from it; ``None``:
+            ``min(8, policy.interval)``.
+        limits: Floors and caps of the subsets, applied to whatever the policy says.
+        weights: (K,) shares that the user gave; they replace the sizes as prior.
+        unit: ``"examples"`` or ``"tokens"``: what shares, weights and limits count.
+
+    Raises:
+        ConfigError: A setting is out of range, or limits are impossible.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        policy: Policy,
+        *,
+        seed: int,
+        draws_per_step: int,
+        lag: int | None = None,
+        limits: Limits | None = None,
+        weights: FloatArray | None = None,
+        unit: str = "examples",
+    ) -> None:
+        self.mixture = mixture
+        self.policy = policy
+        self.seed = seed
+        self.draws_per_step = draws_per_step
+        self.lag = min(DEFAULT_LAG, policy.interval) if lag is None else lag
+        self.limits = Limits.none(mixture.num_subsets) if limits is None else limits
+        self.unit = unit
+        self._check()
+        self._draws_per_unit = self._unit_factors()
+        self.observations = Observations(mixture)
+        self.step = 0
+        self.state: PolicyState = policy.init(self._unit_sizes(), weights)
+        self._consumed = Stream(
+            mixture.sizes, seed, max_draws=self.limits.max_draws(mixture.subset_sizes)
+        )
+        self._consumed.push(0, self._law())
+        self._ahead = self._consumed.copy()
+        self._digest = StreamDigest()
+
+    def _check(self) -> None:
+        if self.unit not in UNITS:
+            raise ConfigError(f"balance.unit is {self.unit!r}; allowed: {', '.join(UNITS)}")
+        if self.lag < 1:
+            raise ConfigError(f"balance.lag is {self.lag}; it counts optimiser steps, at least 1")
+        if self.draws_per_step < 1:
+            raise ConfigError(f"a step needs at least one draw, got {self.draws_per_step}")
+        if self.unit == "tokens" and self.mixture.mean_tokens is None:
+            raise ConfigError("balance.unit is tokens but the mixture does not know its tokens")
+        self.limits.check(self.mixture.names)
+
+    def _unit_factors(self) -> FloatArray:
+        """(K, G) draws that one unit of the policy's currency buys; 0 where a cell is empty."""
+        if self.unit == "examples":
+            return (self.mixture.sizes > 0).astype(np.float64)
+        tokens = np.asarray(self.mixture.mean_tokens, dtype=np.float64)
+        return np.divide(1.0, tokens, out=np.zeros_like(tokens), where=tokens > 0)
+
+    def _unit_sizes(self) -> IntArray:
+        if self.unit == "examples":
+            return self.mixture.sizes
+        tokens = np.asarray(self.mixture.mean_tokens, dtype=np.float64) * self.mixture.sizes
+        return np.ceil(tokens).astype(np.int64)
+
+    def _law(self) -> FloatArray:
+        """(K, G) draw probabilities: the policy's, within the limits, turned into draws."""
+        shares = self.limits.apply(self.policy.probabilities(self.state))
+        draws = shares * self._draws_per_unit
+        return np.asarray(draws / draws.sum(), dtype=np.float64)
+
+    @property
+    def probabilities(self) -> FloatArray:
+        """(K, G) the newest draw probabilities; in force from the last update's effective draw."""
+        return self._consumed.history[-1].probabilities
+
+    @property
+    def draws(self) -> IntArray:
+        """(K, G) draws consumed so far."""
+        return self._consumed.counts
+
+    @property
+    def stream_sha256(self) -> str:
+        """SHA-256 of the consumed example ids, little-endian int64, in draw order."""
+        return self._digest.hexdigest()
+
+    def look_ahead(self, start: int, count: int) -> Iterator[IntArray]:
+        """Example ids of draws ``start .. start + count``, one optimiser step at a time.
+
+        For the loader, which may be up to ``lag`` steps ahead of ``advance``.
+
+        Args:
+            start: First draw number; not before what was consumed.
+            count: How many draws.
+
+        Yields:
+            (n,) example ids; n is ``draws_per_step``, less at the ends.
+        """
+        self._ahead = self._consumed.copy()
+        self._ahead.skip(start - self._ahead.position)
+        end = start + count
+        while (position := self._ahead.position) < end:
+            next_step = (position // self.draws_per_step + 1) * self.draws_per_step
+            yield self._ahead.take(min(next_step, end) - position)
+
+    def observe(self, example_ids: IntArray, values: Mapping[str, FloatArray]) -> None:
+        """Add per-example measurements of this rank: see ``Observations.observe``."""
+        self.observations.observe(example_ids, values)
+
+    def observe_whole(self, name: str, values: FloatArray) -> None:
+        """Add values measured on whole subsets: see ``Observations.observe_whole``."""
+        self.observations.observe_whole(name, values)
+
+    def advance(self) -> IntArray:
+        """One optimiser step is done: its draws are consumed.
+
+        Returns:
+            (draws_per_step,) the example ids that belong to the step.
+        """
+        example_ids = self._consumed.take(self.draws_per_step)
+        self._digest.update(example_ids)
+        self.step += 1
+        return example_ids
+
+    @property
+    def due(self) -> bool:
+        """Whether the policy decides after the present step."""
+        return self.step > 0 and self.step % self.policy.interval == 0
+
+    def update(self, reduce: Reduce = alone) -> Update:
+        """Let the policy decide from what was observed since the last update.
+
+        Args:
+            reduce: Adds an array over all ranks.
+
+        Raises:
+            StateError: The loader is further ahead than ``lag`` allows.
+        """
+        self.observations.gather(reduce)
+        signals = self.observations.signals(self.step, self.draws)
+        self.state = self.policy.update(self.state, signals)
+        self.observations.close()
+        before, after = self.probabilities, self._law()
+        effective = (self.step + self.lag) * self.draws_per_step
+        if effective < self._ahead.position:
+            raise StateError(
+                f"draw {effective} was made before the update that decides it: the loader looks "
+                f"further ahead than lag = {self.lag} steps; raise balance.lag or lower prefetch"
+            )
+        self._consumed.push(effective, after)
+        self._ahead.push(effective, after)
+        return Update(self.step, effective, before, after, self.policy.explain(self.state))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on exactly: JSON-safe; call ``observations.gather`` first."""
+        return {
+            "schema": SCHEMA,
+            "identity": self._identity(),
+            "step": self.step,
+            "policy_state": self.state,
+            "stream": self._consumed.state_dict(),
+            "observations": self.observations.state_dict(),
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a state to be this run's."""
+        settings = _plain(dataclasses.asdict(self.policy))
+        return {
+            "mixture": self.mixture.fingerprint,
+            "policy": {"type": type(self.policy).__name__, **settings},
+            "seed": self.seed,
+            "draws_per_step": self.draws_per_step,
+            "lag": self.lag,
+            "unit": self.unit,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            StateError: The state is of another schema, mixture, policy, seed, batch, lag or unit.
+        """
+        if state.get("schema") != SCHEMA:
+            raise StateError(
+                f"the saved state has schema {state.get('schema')!r}, this version reads {SCHEMA}"
+            )
+        saved, own = state["identity"], self._identity()
+        different = [key for key in own if saved.get(key) != own[key]]
+        if different:
+            raise StateError(
+                f"the checkpoint was written by a run with another {' and '.join(different)}; "
+                "give the same settings, or start a new run in another output_dir"
+            )
+        self.step = int(state["step"])
+        self.state = dict(state["policy_state"])
+        self.observations.load_state_dict(state["observations"])
+        self._consumed.load_state_dict(state["stream"])
+        self._ahead = self._consumed.copy()
+        # A running SHA-256 cannot be saved; the recorded history replays what it has seen.
+        self._digest = StreamDigest.replay(self._consumed, self._consumed.position)
+
+
+def _plain(value: Any) -> Any:
+    """Settings as they come back from JSON."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, bool | int | float | str | None) else repr(value)

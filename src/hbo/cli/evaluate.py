@@ -1,0 +1,20 @@
+"""``hbo evaluate``: held-out loss and accuracy of a run's model, and benchmarks."""
+
+from __future__ import annotations
+
+from hbo.cli.options import AsJson, RunFolder
+from hbo.cli.output import console, print_json, quiet_libraries
+
+
+def evaluate(run: RunFolder, as_json: AsJson = False) -> None:
+    """Held-out loss, perplexity and accuracy of a run's model, per dataset and together."""
+    from hbo.run.evaluate import evaluate_run
+    from hbo.run.stop import listening
+    from hbo.run.tables import print_evaluation
+
+    with listening(), quiet_libraries(stdout=as_json):
+        result = evaluate_run(run)
+    if as_json:
+        print_json(result)
+    else:
+        print_evaluation(result, console())

@@ -1,0 +1,55 @@
+"""What a command prints: its result on stdout, nothing else; libraries are kept quiet."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
+
+
+@contextmanager
+def quiet_libraries(stdout: bool = False) -> Iterator[None]:
+    """Hold back warnings and log lines of libraries; with ``stdout`` also what they print."""
+    added = [name for name in _ENVIRONMENT if name not in os.environ]
+    os.environ.update({name: _ENVIRONMENT[name] for name in added})
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if stdout:
+                with redirect_stdout(io.StringIO()):
+                    yield
+            else:
+                yield
+    finally:
+        logging.disable(before)
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout; NaN and infinities become null."""
+    from hbo.runlog import finite
+
+    print(json.dumps(finite(value), ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def console() -> Console:
+    """Where tables go: as wide as the terminal, at least 100 columns where there is none."""
+    import sys
+
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 120
+    return Console(highlight=False, width=width)

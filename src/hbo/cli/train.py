@@ -1,0 +1,35 @@
+"""``hbo train``: plan, score, fine-tune, evaluate, report."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hbo.cli.options import ConfigFile, Overrides
+from hbo.cli.output import console, quiet_libraries
+
+
+def train(
+    config: ConfigFile,
+    set_: Overrides = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue the run in output_dir, or start it if there is none."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run that is in output_dir.")
+    ] = False,
+) -> None:
+    """Plan, score, fine-tune, evaluate and report."""
+    from hbo.config import load_config
+    from hbo.run.stop import listening
+    from hbo.run.tables import print_summary
+    from hbo.run.train import train_run
+    from hbo.run.world import is_main
+
+    loaded = load_config(config, set_ or ())
+    with listening() as stop, quiet_libraries(stdout=not is_main()):
+        summary = train_run(loaded, resume=resume, overwrite=overwrite, stop=stop)
+    if is_main():
+        print_summary(summary, loaded.config.output_dir, console())

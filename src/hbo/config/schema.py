@@ -1,0 +1,167 @@
+"""Every key of a configuration, its type, its range and its default.
+
+The models are strict (``"4"`` is no number, ``1`` is no truth value) and forbid unknown keys. What
+they cannot know (fields of a policy, of TRL's ``SFTConfig`` and ``ModelConfig``) is checked beside
+them: ``hbo.config.load`` and ``hbo.config.trl``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+Name = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+METRICS = ("ifd", "ifd-loss", "perplexity", "loss", "length")
+FRACTION = (
+    "'fraction' is TRL's word for taking the first rows of a dataset; here every row stays in play "
+    "and 'weight' is the dataset's share of the draws. Use 'weight' (for all datasets or for none)"
+)
+
+
+class Section(BaseModel):
+    """A mapping of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class DatasetSection(Section):
+    """One subset: where it is (TRL's ``DatasetConfig`` names) and its place in the mixture."""
+
+    path: Name | None = None
+    name: str | None = None
+    data_dir: Name | None = None
+    data_files: Name | list[Name] | dict[str, Name | list[Name]] | None = None
+    split: Name = "train"
+    columns: list[Name] | None = None
+    weight: float | None = Field(None, gt=0)
+    max_passes: float | None = Field(None, gt=0)
+    min_share: Share = 0.0
+    max_share: Share = 1.0
+    eval_files: Name | list[Name] | None = None
+    eval_split: Name | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_fraction(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "fraction" in values:
+            raise ValueError(FRACTION)
+        return values
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Self:
+        if self.path is None and self.data_files is None:
+            raise ValueError(
+                "needs 'path' (an asset, a hub id or a folder) or 'data_files' (local files)"
+            )
+        if self.eval_files is not None and self.eval_split is not None:
+            raise ValueError("has both 'eval_files' and 'eval_split'; keep one")
+        if self.min_share > self.max_share:
+            raise ValueError(
+                f"min_share {self.min_share} is above max_share {self.max_share}; lower one"
+            )
+        if self.max_share == 0:
+            raise ValueError("max_share is 0, so nothing would be drawn; remove the dataset instead")
+        return self
+
+
+class DifficultySection(Section):
+    """How examples are scored and cut into groups."""
+
+    metric: str = "ifd"
+    groups: int = Field(4, ge=1, le=1000)
+    scoring_model: Name | None = None
+    tokens_per_batch: int = Field(4096, ge=1)
+    cache_dir: Name | None = None
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        column = metric.startswith("column:") and len(metric) > len("column:")
+        if metric not in METRICS and not column:
+            known = (*METRICS, "column:NAME")
+            raise PydanticCustomError("unknown_word", "unknown", {"known": known})
+        return metric
+
+
+class PolicySection(Section):
+    """A policy by name; every key that is not ours is a field of the policy."""
+
+    policy: Name = "hbo"
+    fields: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        ours = set(cls.model_fields) - {"fields"}
+        kept = {key: value for key, value in values.items() if key in ours}
+        return {**kept, "fields": {key: v for key, v in values.items() if key not in ours}}
+
+
+class BalanceSection(PolicySection):
+    """The policy and how it is joined to a trainer."""
+
+    lag: int | None = Field(None, ge=1)
+    unit: Literal["examples", "tokens"] = "examples"
+    signals: Literal["observed", "probe"] = "observed"
+    probe_examples: int = Field(4, ge=1)
+
+
+class EvaluationSection(Section):
+    """What is kept apart and how it is measured."""
+
+    holdout: float = Field(0.1, gt=0.0, le=0.5)
+    before: bool = True
+    benchmarks: list[Name] = Field(default_factory=list)
+    tokens_per_batch: int = Field(4096, ge=1)
+    max_examples: int | None = Field(None, ge=1)
+
+
+class Config(Section):
+    """A whole configuration."""
+
+    model: Name
+    datasets: dict[Name, DatasetSection] = Field(min_length=1)
+    difficulty: DifficultySection = Field(default_factory=DifficultySection)
+    balance: BalanceSection = Field(default_factory=lambda: BalanceSection())
+    policies: dict[Name, PolicySection] = Field(default_factory=dict)
+    tuning: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    evaluation: EvaluationSection = Field(default_factory=lambda: EvaluationSection())
+    on_bad_record: Literal["error", "skip"] = "error"
+    output_dir: Name = "runs/hbo"
+    seed: int = Field(42, ge=0, lt=2**32)
+    versions: dict[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _weights(self) -> Self:
+        without = [name for name, subset in self.datasets.items() if subset.weight is None]
+        if without and len(without) < len(self.datasets):
+            text = "has no weight, but other datasets have; give one to all or to none"
+            raise PydanticCustomError("elsewhere", text, {"path": ("datasets", without[0])})
+        return self
+
+    @property
+    def weights(self) -> list[float] | None:
+        """Normalised weights in the order of the subsets; ``None`` where none were given."""
+        given = [subset.weight for subset in self.datasets.values() if subset.weight is not None]
+        total = math.fsum(given)
+        return [weight / total for weight in given] if given else None
+
+    def plain(self) -> dict[str, Any]:
+        """The resolved configuration as it would be written in a file."""
+        values = self.model_dump(mode="python", exclude_none=True)
+        for section in (values["balance"], *values["policies"].values()):
+            section.update(section.pop("fields"))
+        for subset in values["datasets"].values():
+            if subset["min_share"] == 0.0:
+                del subset["min_share"]
+            if subset["max_share"] == 1.0:
+                del subset["max_share"]
+        return {key: value for key, value in values.items() if value not in ({}, [])}

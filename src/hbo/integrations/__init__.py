@@ -1,0 +1,1 @@
+"""The two arrows that cross into a trainer: example ids out, signals in; one file per trainer."""

@@ -1,0 +1,112 @@
+"""Example ids out: the sampler that reads the stream, and the collator that carries ids along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Sampler
+
+from hbo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from hbo.balancer import Balancer
+
+ID_COLUMN = "hbo_example_id"
+FIRST_LOSS_COLUMN = "hbo_first_loss"
+ROW_TOKENS = "hbo_row_tokens"
+"""Batch key: tokens of each row, which say where it lies in a flattened (padding-free) batch."""
+
+
+class BalancedSampler(Sampler[int]):
+    """The order in which a loader visits the dataset: the balancer's stream, an epoch at a time.
+
+    A plain ``Sampler``: Accelerate replaces subclasses of ``RandomSampler``. Every rank runs the
+    whole of it and keeps its own batches (Accelerate's ``BatchSamplerShard``).
+
+    Args:
+        balancer: Gives the current balancer; asked at each epoch.
+        length: Draws of one epoch, a whole number of global batches.
+        skipped: Whether the caller discards what was consumed of this epoch (the Trainer does on
+            resume): then placeholders stand in for those draws, so that a resume costs nothing.
+    """
+
+    def __init__(
+        self, balancer: Callable[[], Balancer], length: int, skipped: Callable[[], bool]
+    ) -> None:
+        self._balancer = balancer
+        self._length = length
+        self._skipped = skipped
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        balancer = self._balancer()
+        consumed = balancer.step * balancer.draws_per_step
+        done = consumed % self._length
+        if self._skipped():
+            yield from (0 for _ in range(done))
+        for example_ids in balancer.look_ahead(consumed, self._length - done):
+            yield from example_ids.tolist()
+
+
+class ExampleIdCollator:
+    """A trainer's own collator, with the id of each example beside the tensors.
+
+    Args:
+        collate: The trainer's collator; it never sees our columns.
+    """
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+        self.collate = collate
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate rows, with or without our columns."""
+        if ID_COLUMN not in features[0]:
+            return self.collate(features)
+        ours = {ID_COLUMN, FIRST_LOSS_COLUMN}
+        batch = self.collate([{k: v for k, v in row.items() if k not in ours} for row in features])
+        batch[ID_COLUMN] = torch.tensor([int(row[ID_COLUMN]) for row in features])
+        first = [row.get(FIRST_LOSS_COLUMN) for row in features]
+        batch[FIRST_LOSS_COLUMN] = torch.tensor(
+            [float("nan") if value is None else float(value) for value in first],
+            dtype=torch.float64,
+        )
+        batch[ROW_TOKENS] = torch.tensor([len(row["input_ids"]) for row in features])
+        return batch
+
+
+def fit_look_ahead(args: TrainingArguments, lag: int) -> str | None:
+    """Keep the loader's look-ahead within the lag, by prefetching less.
+
+    One micro-batch more than is trained on is drawn always, and ``workers * prefetch`` more with
+    workers; all of them must have been decided by updates at least ``lag`` steps old.
+
+    Args:
+        args: The trainer's arguments; ``dataloader_prefetch_factor`` may be lowered.
+        lag: Optimiser steps.
+
+    Returns:
+        A notice where the prefetch factor was lowered.
+
+    Raises:
+        ConfigError: Even a prefetch factor of 1 looks too far ahead.
+    """
+    workers = args.dataloader_num_workers
+    if workers == 0:
+        return None
+    prefetch = args.dataloader_prefetch_factor or 2
+    room = (lag * args.gradient_accumulation_steps - 1) // workers
+    if prefetch <= room:
+        return None
+    if room < 1:
+        raise ConfigError(
+            f"{workers} loader workers draw further ahead than balance.lag = {lag} steps allow; "
+            f"use at most {max(lag * args.gradient_accumulation_steps - 1, 0)} workers or raise lag"
+        )
+    args.dataloader_prefetch_factor = room
+    return f"dataloader_prefetch_factor lowered from {prefetch} to {room}, to stay within the lag"

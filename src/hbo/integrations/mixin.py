@@ -1,0 +1,255 @@
+"""What a Hugging Face trainer needs to be balanced: six overrides, and no training loop of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from hbo.balancer import Balancer
+from hbo.errors import ConfigError, DataError
+from hbo.integrations.engine import STATE_KEY, BalanceOptions, Engine
+from hbo.integrations.loader import (
+    FIRST_LOSS_COLUMN,
+    ID_COLUMN,
+    BalancedSampler,
+    ExampleIdCollator,
+    fit_look_ahead,
+)
+from hbo.integrations.probing import dataset_probe
+from hbo.mixture import Mixture
+from hbo.policies import make_policy
+from hbo.policies.base import Policy
+from hbo.runlog import RunLog
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from hbo.data.build import BuiltMixture
+
+STATE_FILE = "hbo_state.json"
+
+
+class BalancingCallback(TrainerCallback):
+    """Tells the engine when training begins, steps, saves and ends."""
+
+    def __init__(self, trainer: BalancingMixin) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Restore the balancer of a resumed run, and watch the model."""
+        saved = state.stateful_callbacks.get(STATE_KEY)
+        self._trainer.engine.start(self._trainer.watched_model, state.global_step, saved)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take in what the step showed; decide, if it is time."""
+        self._trainer.engine.finish_step(self._trainer.watched_model)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Mirror our part of the trainer's state into a file for people."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            text = json.dumps(state.stateful_callbacks[STATE_KEY], indent=1)
+            (folder / STATE_FILE).write_text(text, encoding="utf-8")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the model as it was."""
+        self._trainer.engine.log_window()
+        self._trainer.engine.stop()
+
+
+class BalancingMixin:
+    """Balance a ``transformers.Trainer``, or any subclass, from the outside.
+
+    Set in front of a trainer class: ``class BalancedTrainer(BalancingMixin, Trainer)``. It overrides
+    the sampler, the signature columns, ``compute_loss``, ``log``, ``evaluate`` and
+    ``_save_checkpoint``, each by a call of the original with a little before or after it.
+    """
+
+    engine: Engine
+
+    def balance(
+        self,
+        mixture: BuiltMixture,
+        policy: Policy | str = "hbo",
+        options: BalanceOptions | None = None,
+        run_log: RunLog | None = None,
+    ) -> None:
+        """Join a built mixture and a policy to this trainer.
+
+        Args:
+            mixture: What ``build_mixture`` gave; the trainer's dataset came from it.
+            policy: A policy, or its name with default settings.
+            options: Lag, unit, signals, seed.
+            run_log: Where events go; ``None``: nowhere (``log_history`` has the numbers still).
+
+        Raises:
+            ConfigError: A setting of the trainer that balancing cannot honour.
+            DataError: The trainer's dataset is not the mixture's, or lost a whole subset.
+        """
+        trainer: Any = self
+        options = options or BalanceOptions()
+        policy = make_policy(policy) if isinstance(policy, str) else policy
+        _refuse_what_cannot_be(trainer.args)
+        table, trainer.train_dataset = _align(mixture.mixture, trainer.train_dataset)
+        if not isinstance(trainer.data_collator, ExampleIdCollator):
+            trainer.data_collator = ExampleIdCollator(trainer.data_collator)
+        seed = options.seed
+        if seed is None:
+            seed = trainer.args.seed if trainer.args.data_seed is None else trainer.args.data_seed
+        self._draws_per_step = _draws_per_step(trainer)
+
+        def make_balancer() -> Balancer:
+            return Balancer(
+                table,
+                policy,
+                seed=seed,
+                draws_per_step=self._draws_per_step,
+                lag=options.lag,
+                limits=mixture.limits,
+                weights=mixture.weights,
+                unit=options.unit,
+            )
+
+        probe = dataset_probe(
+            trainer.train_dataset,
+            table,
+            examples_per_subset=options.probe_examples,
+            seed=seed,
+            pad_id=_pad_id(trainer),
+            dtype=torch.bfloat16 if trainer.args.bf16 else None,
+        )
+        self.engine = Engine(make_balancer, options, probe, run_log or RunLog(None))
+        notice = fit_look_ahead(trainer.args, self.engine.balancer.lag)
+        if notice:
+            self.engine.warn("prefetch", notice)
+        trainer._signature_columns = None
+        trainer.add_callback(BalancingCallback(self))
+
+    @property
+    def balancer(self) -> Balancer:
+        """The ring: mixture, policy, stream and their states."""
+        return self.engine.balancer
+
+    @property
+    def watched_model(self) -> Any:
+        """The module whose forward gets the batches, inside any parallel wrapper."""
+        trainer: Any = self
+        return trainer.accelerator.unwrap_model(trainer.model)
+
+    def balance_summary(self) -> dict[str, Any]:
+        """Draws, tokens, passes, losses, probabilities and cost so far, as in summary.json."""
+        return self.engine.summary()
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> BalancedSampler:
+        trainer: Any = self
+        steps = math.ceil(len(trainer.train_dataset) / self._draws_per_step)
+        return BalancedSampler(
+            lambda: self.balancer,
+            steps * self._draws_per_step,
+            lambda: not trainer.args.ignore_data_skip,
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        columns: list[str] = self._signature_columns  # type: ignore[attr-defined]
+        columns += [name for name in (ID_COLUMN, FIRST_LOSS_COLUMN) if name not in columns]
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own loss, watched."""
+        with self.engine.observer.batch(inputs):
+            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The trainer's own log, with per-subset numbers beside a training loss."""
+        if "loss" in logs:
+            logs.update(self.engine.log_window())
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The trainer's own evaluation; over a dict of datasets, with ``eval_mixture_loss`` added.
+
+        Returns:
+            The trainer's metrics and the mean over subsets (macro) of their losses.
+        """
+        metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
+        datasets = self.eval_dataset if eval_dataset is None else eval_dataset  # type: ignore[attr-defined]
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        if isinstance(datasets, dict):
+            losses = [metrics.get(f"{prefix}_{name}_loss", math.nan) for name in datasets]
+            macro = {f"{prefix}_mixture_loss": float(np.mean(losses))}
+            metrics.update(macro)
+            self.log(macro)
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # The state of record is trainer_state.json, which the trainer writes in here.
+        trainer: Any = self
+        trainer.state.stateful_callbacks[STATE_KEY] = self.engine.state_dict()
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+
+def _refuse_what_cannot_be(args: TrainingArguments) -> None:
+    """Settings that would change which examples are drawn, or how many make a step."""
+    strategy = getattr(args, "train_sampling_strategy", "random")
+    if strategy in ("group_by_length", "batch_rebalance"):
+        raise ConfigError(
+            f"train_sampling_strategy={strategy!r} picks examples itself; balancing draws them: "
+            "leave it at 'random'"
+        )
+    if args.auto_find_batch_size:
+        raise ConfigError("auto_find_batch_size changes the draws of a step; set a batch size")
+    if args.accelerator_config.dispatch_batches:
+        raise ConfigError("accelerator_config.dispatch_batches=True is not supported; unset it")
+    if getattr(args, "packing", False):
+        raise ConfigError(
+            "packing=True mixes difficulty groups in a row; use padding_free=True with "
+            "max_length=None, or plain padded batches"
+        )
+
+
+def _pad_id(trainer: Any) -> int:
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    return int(getattr(tokenizer, "pad_token_id", None) or 0)
+
+
+def _draws_per_step(trainer: Any) -> int:
+    args = trainer.args
+    ranks = 1 if args.accelerator_config.split_batches else args.world_size
+    return int(args.train_batch_size * args.gradient_accumulation_steps * ranks)
+
+
+def _align(mixture: Mixture, dataset: Dataset) -> tuple[Mixture, Dataset]:
+    """The trainer's rows in the mixture's layout; rows that its preparation dropped leave it."""
+    if ID_COLUMN not in dataset.column_names:
+        raise DataError(
+            f"the trainer's dataset has no {ID_COLUMN} column: pass build_mixture(...).dataset as "
+            "train_dataset"
+        )
+    ids = np.asarray(dataset[ID_COLUMN], dtype=np.int64)
+    if len(ids) == mixture.num_examples and (np.diff(ids) == 1).all():
+        return mixture, dataset
+    order = np.argsort(ids, kind="stable")
+    kept = ids[order]
+    counts = np.bincount(mixture.cell_of(kept), minlength=mixture.sizes.size)
+    sizes = counts.reshape(mixture.sizes.shape)
+    tokens = None if mixture.mean_tokens is None else np.where(sizes > 0, mixture.mean_tokens, 0.0)
+    kept_hash = hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
+    table = Mixture(mixture.names, sizes, f"{mixture.data_fingerprint}:{kept_hash}", tokens)
+    aligned = dataset.select(order).remove_columns(ID_COLUMN)
+    return table, aligned.add_column(ID_COLUMN, np.arange(len(kept)))

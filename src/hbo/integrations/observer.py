@@ -1,0 +1,160 @@
+"""Signals in: per-example losses, read from the forward passes that training makes anyway."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hbo.errors import DataError
+from hbo.integrations.loader import FIRST_LOSS_COLUMN, ID_COLUMN, ROW_TOKENS
+from hbo.measure.loss import example_losses_from_log_probs, example_losses_from_logits
+from hbo.mixture import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+
+class Stopwatch:
+    """Seconds spent on balancing: everything that the same trainer would not do without us."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time inside."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+@dataclass(eq=False)
+class _Batch:
+    example_ids: torch.Tensor
+    first_loss: torch.Tensor
+    row_tokens: torch.Tensor
+    labels: torch.Tensor | None
+    seen: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What one optimiser step trained on, on this rank.
+
+    Args:
+        example_ids: (n,) ids.
+        loss: (n,) mean loss of each example's trained tokens, nats; NaN without any.
+        first_loss: (n,) the same under the untouched model; NaN where unknown.
+        tokens: (n,) trained tokens.
+    """
+
+    example_ids: IntArray
+    loss: FloatArray
+    first_loss: FloatArray
+    tokens: FloatArray
+
+
+class BatchObserver:
+    """Watches a model's training forwards through a hook; nothing is recomputed.
+
+    The trainer says which examples a forward is about (``batch``), the hook takes their losses from
+    its output, and ``flush`` brings an optimiser step's worth to the CPU in one go.
+
+    Args:
+        clock: Counts what the watching costs.
+    """
+
+    def __init__(self, clock: Stopwatch) -> None:
+        self._clock = clock
+        self._batch: _Batch | None = None
+        self._pending: list[tuple[torch.Tensor, ...]] = []
+        self._handle: RemovableHandle | None = None
+
+    def watch(self, model: nn.Module) -> None:
+        """Hook the module whose forward gets the batch (inside DDP and the like)."""
+        self.release()
+        self._handle = model.register_forward_hook(self._after_forward)
+
+    def release(self) -> None:
+        """Take the hook off again."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    @contextmanager
+    def batch(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """Take our keys out of a batch and watch the forward passes inside.
+
+        Raises:
+            DataError: A training batch came without example ids.
+        """
+        ids = inputs.pop(ID_COLUMN, None)
+        first_loss, row_tokens = inputs.pop(FIRST_LOSS_COLUMN, None), inputs.pop(ROW_TOKENS, None)
+        if ids is not None and self._handle is not None:
+            self._batch = _Batch(ids, first_loss, row_tokens, inputs.get("labels"))
+        try:
+            yield
+        finally:
+            self._batch = None
+
+    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        batch = self._batch
+        if batch is None or batch.seen or not module.training:
+            return
+        with self._clock.running(), torch.no_grad():
+            batch.seen = True
+            sums, tokens = _losses(output, batch)
+            self._pending.append((batch.example_ids, batch.first_loss, sums, tokens))
+
+    def flush(self) -> Observed:
+        """What was seen since the last call."""
+        if not self._pending:
+            raise DataError(
+                "no training batch carried example ids; the trainer's dataset, collator or "
+                "remove_unused_columns dropped the hbo columns: pass the mixture's own dataset"
+            )
+        columns = [torch.cat(column).cpu().numpy() for column in zip(*self._pending, strict=True)]
+        self._pending.clear()
+        ids, first_loss, sums, tokens = columns
+        loss = np.full(len(ids), np.nan)
+        np.divide(sums, tokens, out=loss, where=tokens > 0, casting="unsafe")
+        return Observed(
+            ids.astype(np.int64), loss, first_loss.astype(np.float64), tokens.astype(np.float64)
+        )
+
+
+def _losses(output: Any, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per-example loss sums and trained tokens, from TRL's fused output or from logits."""
+    log_probs = getattr(output, "log_probs", None)
+    if log_probs is not None:
+        rows = _rows(batch, log_probs.shape[0])
+        return example_losses_from_log_probs(
+            log_probs, output.label_mask, rows=rows, num_examples=len(batch.example_ids)
+        )
+    if getattr(output, "logits", None) is None or batch.labels is None:
+        raise DataError(
+            "the model's training output has neither log_probs nor logits beside labels, so "
+            "per-example losses cannot be observed; set balance.signals to probe"
+        )
+    rows = _rows(batch, output.logits.shape[0])
+    return example_losses_from_logits(
+        output.logits, batch.labels, rows=rows, num_examples=len(batch.example_ids)
+    )
+
+
+def _rows(batch: _Batch, num_rows: int) -> torch.Tensor | None:
+    """Which example each next token belongs to, where the batch was flattened into one row."""
+    count = len(batch.example_ids)
+    if num_rows == count:
+        return None
+    numbers = torch.arange(count, device=batch.row_tokens.device)
+    return torch.repeat_interleave(numbers, batch.row_tokens)[None, 1:]

@@ -1,0 +1,61 @@
+"""The probe of a tokenised dataset: rows out of it, in the precision of the training."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hbo.integrations.loader import FIRST_LOSS_COLUMN
+from hbo.measure.examples import Encoded
+from hbo.measure.probe import Probe
+from hbo.mixture import FloatArray, IntArray, Mixture
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def dataset_probe(
+    dataset: Dataset,
+    mixture: Mixture,
+    *,
+    examples_per_subset: int,
+    seed: int,
+    pad_id: int,
+    dtype: torch.dtype | None = None,
+) -> Probe:
+    """A probe over the rows of a dataset in the mixture's layout.
+
+    Args:
+        dataset: Rows with ``input_ids``, ``labels`` and, where known, ``hbo_first_loss``.
+        mixture: Its layout.
+        examples_per_subset: Budget of one probe per subset, spread evenly over its groups.
+        seed: Seed of the choice of examples.
+        pad_id: Any id of the vocabulary.
+        dtype: Autocast type; ``None``: the weights' own.
+    """
+    has_first_loss = FIRST_LOSS_COLUMN in dataset.column_names
+
+    def rows(example_ids: IntArray) -> dict[str, Any]:
+        return dict(dataset[example_ids.tolist()])
+
+    def get_examples(example_ids: IntArray) -> list[Encoded]:
+        columns = rows(example_ids)
+        pairs = zip(columns["input_ids"], columns["labels"], strict=True)
+        return [Encoded(np.asarray(ids), np.asarray(labels)) for ids, labels in pairs]
+
+    def first_loss(example_ids: IntArray) -> FloatArray:
+        return np.asarray(rows(example_ids)[FIRST_LOSS_COLUMN], dtype=np.float64)
+
+    return Probe(
+        mixture,
+        get_examples,
+        first_loss if has_first_loss else None,
+        examples_per_cell=math.ceil(examples_per_subset / mixture.num_groups),
+        examples_per_subset=examples_per_subset,
+        seed=seed,
+        pad_id=pad_id,
+        dtype=dtype,
+    )

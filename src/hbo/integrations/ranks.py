@@ -1,0 +1,45 @@
+"""Sums over the ranks of a run, through torch.distributed where there are several."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from hbo.errors import StateError
+from hbo.mixture import FloatArray
+
+
+def world() -> tuple[int, int]:
+    """``(rank, world size)``; ``(0, 1)`` outside a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def add_over_ranks(array: FloatArray) -> FloatArray:
+    """The sum of an array over all ranks; every rank must call it at the same point."""
+    if world()[1] == 1:
+        return array
+    device = "cpu" if dist.get_backend() == "gloo" else torch.accelerator.current_accelerator()
+    tensor = torch.as_tensor(array, dtype=torch.float64).to(device)
+    dist.all_reduce(tensor)
+    return tensor.cpu().numpy()
+
+
+def check_same_on_all_ranks(array: FloatArray, what: str) -> None:
+    """Stop the run where ranks hold different values.
+
+    Raises:
+        StateError: The values differ; training on would follow another law on each rank.
+    """
+    size = world()[1]
+    if size == 1:
+        return
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+    # 48 bits are whole numbers in float64, and so are their sums over any number of ranks here.
+    own = np.frombuffer(digest[:24], dtype="<u2").astype(np.float64)
+    if not np.array_equal(add_over_ranks(own), own * size):
+        raise StateError(f"the ranks hold different {what}; this run cannot go on exactly")

@@ -1,0 +1,199 @@
+"""A hand-written PyTorch loop: a loader over the stream, and the same observations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+
+from hbo.balancer import Balancer, Update
+from hbo.errors import ConfigError
+from hbo.integrations.engine import BalanceOptions, Engine
+from hbo.integrations.loader import ExampleIdCollator
+from hbo.integrations.probing import dataset_probe
+from hbo.integrations.ranks import world
+from hbo.policies import make_policy
+from hbo.policies.base import Policy
+from hbo.runlog import RunLog
+
+if TYPE_CHECKING:
+    from hbo.data.build import BuiltMixture
+
+
+class MixtureSampler(Sampler[int]):
+    """This rank's share of the next ``steps`` optimiser steps of a balancer's stream.
+
+    Micro-batch m of rank r holds the draws that follow ``(m * world_size + r) * batch_size``, as in
+    Accelerate. It goes on from where the balancer stands.
+
+    Args:
+        balancer: The ring.
+        steps: Optimiser steps to draw for, counted from the start of the run.
+        batch_size: Examples of one micro-batch of one rank.
+        rank: This process.
+        world_size: How many there are.
+    """
+
+    def __init__(
+        self, balancer: Balancer, steps: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if balancer.draws_per_step % (batch_size * world_size):
+            raise ConfigError(
+                f"{balancer.draws_per_step} draws of a step cannot be dealt to {world_size} ranks "
+                f"in batches of {batch_size}"
+            )
+        self.balancer = balancer
+        self.steps = steps
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        left = max(self.steps - self.balancer.step, 0)
+        return left * self.balancer.draws_per_step // self.world_size
+
+    def __iter__(self) -> Iterator[int]:
+        per_step = self.balancer.draws_per_step
+        start = self.balancer.step * per_step
+        share = slice(self.rank, None, self.world_size)
+        for ids in self.balancer.look_ahead(start, self.steps * per_step - start):
+            yield from ids.reshape(-1, self.batch_size)[share].ravel().tolist()
+
+
+class BalancedLoop:
+    """Balancing for a training loop that you write yourself.
+
+    Three calls: ``loader`` for the batches, ``watch`` round the forward pass, ``step`` after each
+    optimiser step.
+
+    Args:
+        model: The module that is trained, inside any parallel wrapper: its output must carry
+            ``logits`` (and the batch ``labels``).
+        mixture: What ``build_mixture`` gave, with tokenised rows.
+        policy: A policy or the name of one (``hbo.POLICIES``).
+        steps: Optimiser steps of the whole run.
+        batch_size: Examples of one micro-batch of one rank.
+        accumulation: Micro-batches of one optimiser step.
+        options: Lag, unit, signals, seed (default 0), probe budget.
+        pad_id: Any id of the vocabulary, for probes.
+        dtype: Autocast type of probes; ``None``: the weights' own.
+        run_log: Where events go; only rank 0 should have one.
+
+    Example:
+        >>> loop = BalancedLoop(model, mixture, "hbo", steps=100, batch_size=8)  # doctest: +SKIP
+        >>> for batch in loop.loader(collate):  # doctest: +SKIP
+        ...     with loop.watch(batch):
+        ...         loss = model(**batch).loss
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     loop.step()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mixture: BuiltMixture,
+        policy: Policy | str = "hbo",
+        *,
+        steps: int,
+        batch_size: int,
+        accumulation: int = 1,
+        options: BalanceOptions | None = None,
+        pad_id: int = 0,
+        dtype: torch.dtype | None = None,
+        run_log: RunLog | None = None,
+    ) -> None:
+        options = options or BalanceOptions()
+        seed = options.seed or 0
+        chosen = make_policy(policy) if isinstance(policy, str) else policy
+        rank, world_size = world()
+
+        def make_balancer() -> Balancer:
+            return Balancer(
+                mixture.mixture,
+                chosen,
+                seed=seed,
+                draws_per_step=batch_size * accumulation * world_size,
+                lag=options.lag,
+                limits=mixture.limits,
+                weights=mixture.weights,
+                unit=options.unit,
+            )
+
+        probe = dataset_probe(
+            mixture.dataset,
+            mixture.mixture,
+            examples_per_subset=options.probe_examples,
+            seed=seed,
+            pad_id=pad_id,
+            dtype=dtype,
+        )
+        self._model = model
+        self._dataset = mixture.dataset
+        self._batch_size = batch_size
+        self._accumulation = accumulation
+        self.engine = Engine(make_balancer, options, probe, run_log or RunLog(None))
+        self.engine.start(model, 0, None)
+        self.sampler = MixtureSampler(self.balancer, steps, batch_size, rank, world_size)
+
+    @property
+    def balancer(self) -> Balancer:
+        """The ring: mixture, policy, stream and their states."""
+        return self.engine.balancer
+
+    def loader(
+        self, collate: Callable[[list[dict[str, Any]]], Any], **kwargs: Any
+    ) -> DataLoader[Any]:
+        """Batches of this rank, from where the run stands to its last step.
+
+        Args:
+            collate: Makes a batch of rows that hold ``input_ids`` and ``labels``.
+            **kwargs: More arguments of ``DataLoader``; not its sampler, batch size or collator.
+
+        Raises:
+            ConfigError: The workers would look further ahead than the lag.
+        """
+        workers = kwargs.get("num_workers", 0)
+        ahead = workers * (kwargs.get("prefetch_factor") or 2) if workers else 0
+        if ahead > self.balancer.lag * self._accumulation:
+            raise ConfigError(
+                f"{ahead} batches of look-ahead are more than balance.lag = {self.balancer.lag} "
+                "steps; use fewer workers, a lower prefetch_factor or a larger lag"
+            )
+        return DataLoader(
+            self._dataset.select_columns(
+                [n for n in self._dataset.column_names if n in _ROW_COLUMNS]
+            ),
+            batch_size=self._batch_size,
+            sampler=self.sampler,
+            collate_fn=ExampleIdCollator(collate),
+            **kwargs,
+        )
+
+    def watch(self, batch: dict[str, Any]) -> AbstractContextManager[None]:
+        """Take our keys out of a batch and observe the forward pass inside."""
+        return self.engine.observer.batch(batch)
+
+    def step(self) -> Update | None:
+        """An optimiser step is done; the update, where one was made."""
+        return self.engine.finish_step(self._model)
+
+    def metrics(self) -> dict[str, float]:
+        """Per-subset loss, tokens, share, probability and passes since the last call."""
+        return self.engine.log_window()
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-safe state for a checkpoint; all ranks call it together."""
+        return self.engine.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; call it before ``loader``."""
+        self.engine.start(self._model, int(state["balancer"]["step"]), state)
+
+
+_ROW_COLUMNS = frozenset({"input_ids", "labels", "hbo_example_id", "hbo_first_loss"})

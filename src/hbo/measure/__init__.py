@@ -1,0 +1,1 @@
+"""Numbers read from a model: response losses, gradient norms, scores, probes."""

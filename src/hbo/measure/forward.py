@@ -1,0 +1,137 @@
+"""One forward pass of any causal language model, with logits for response tokens only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from hbo.measure.batches import Batch
+from hbo.measure.examples import IGNORED
+
+LOGITS_PER_CHUNK = 2**24
+"""Logits that are cast to fp32 at a time: 64 MiB."""
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel or DistributedDataParallel: no replicas, no all-reduce."""
+    while isinstance(model, (DataParallel, DistributedDataParallel)):
+        model = model.module
+    return model
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's inputs go."""
+    return next(model.parameters()).device
+
+
+def autocasting(
+    device: torch.device, dtype: torch.dtype | None
+) -> AbstractContextManager[torch.autocast | None]:
+    """Run in ``dtype`` where one is given; else as the weights and the trainer's wrapper say."""
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype, cache_enabled=False)
+
+
+def token_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Negative log-likelihood of every labelled token of a batch.
+
+    The language-model head sees only the hidden states that predict a labelled token: a hook on the
+    head picks them out, and whatever the model does to its logits afterwards (soft-capping, a
+    scale) it still does itself. Where a model has no such head, or uses it in another way, all its
+    logits are computed and the same ones picked. Log-softmax is in fp32, a chunk of tokens at a
+    time.
+
+    Works under autograd; runs in the mode (train, eval) and precision that it finds.
+
+    Args:
+        model: A Transformers causal language model, PEFT-wrapped or patched by TRL or not.
+        batch: (B, T) tensors on the model's device.
+
+    Returns:
+        (M,) nats, fp32, of the M tokens with a label, row by row.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = dict(
+        ...     hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+        ... )
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes))
+        >>> ids = torch.tensor([[1, 2, 3, 4]])
+        >>> batch = Batch(ids, torch.ones_like(ids), torch.tensor([[-100, -100, 3, 4]]))
+        >>> token_losses(model, batch).shape
+        torch.Size([2])
+    """
+    targets = batch.labels[:, 1:]
+    predicting = targets != IGNORED
+    module = bare_model(model)
+    with _head_sees(module, predicting) as picked:
+        logits = module(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).logits
+    if not picked:
+        logits = _predicting_states(logits, predicting)
+    return _chunked_losses(logits.flatten(0, -2), targets[predicting].to(logits.device))
+
+
+@contextmanager
+def _head_sees(module: nn.Module, predicting: torch.Tensor) -> Iterator[list[bool]]:
+    """While open, the head is called with the (1, M, H) states at ``predicting`` (B, T - 1) only.
+
+    Yields a list that is empty until the head was called with states of the expected shape.
+    """
+    picked: list[bool] = []
+
+    def pick(_head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        hidden = args[0] if args else None
+        rows, length = predicting.shape
+        if not isinstance(hidden, torch.Tensor) or hidden.ndim != 3:
+            return None
+        if hidden.shape[0] != rows or hidden.shape[1] <= length:
+            return None
+        picked.append(True)
+        return (_predicting_states(hidden, predicting), *args[1:])
+
+    head = _head_of(module)
+    if head is None:
+        yield picked
+        return
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield picked
+    finally:
+        handle.remove()
+
+
+def _head_of(module: nn.Module) -> nn.Module | None:
+    get_head = getattr(module, "get_output_embeddings", None)
+    head = None if get_head is None else get_head()
+    return head if isinstance(head, nn.Module) else None
+
+
+def _predicting_states(states: torch.Tensor, predicting: torch.Tensor) -> torch.Tensor:
+    """(1, M, ...) the states (B, V + T, ...) before each labelled token.
+
+    The V extra leading positions are virtual tokens of prompt-learning adapters; mostly V = 0.
+    """
+    virtual = states.shape[1] - predicting.shape[1] - 1
+    return states[:, virtual:-1][predicting.to(states.device)].unsqueeze(0)
+
+
+def _chunked_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(M,) cross-entropy in fp32 of (M, V) logits, never more than a chunk of them in fp32."""
+    if not len(targets):
+        # Still joined to the graph, so that a batch without a label has gradient zero, not an
+        # error.
+        return logits.float().sum(dim=-1)
+    rows = max(LOGITS_PER_CHUNK // logits.shape[-1], 1)
+    parts = zip(torch.split(logits, rows), torch.split(targets, rows), strict=True)
+    return torch.cat(
+        [functional.cross_entropy(part.float(), wanted, reduction="none") for part, wanted in parts]
+    )

@@ -1,0 +1,209 @@
+"""Gradient norms the slow, obviously right way: one backward pass per example or per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from hbo.errors import ConfigError
+from hbo.measure.batches import collate, plan_batches
+from hbo.measure.examples import Encoded
+from hbo.measure.forward import autocasting, bare_model, device_of, token_losses
+from hbo.measure.response import response_token_counts
+from hbo.measure.undisturbed import undisturbed
+from hbo.mixture import FloatArray
+
+MAX_STORED_BYTES = 8 * 2**30
+"""Gradient vectors that ``gradient_cosines`` may hold at a time."""
+
+
+def example_gradient_norms(
+    model: nn.Module, encoded: Sequence[Encoded], *, dtype: torch.dtype | None = None
+) -> FloatArray:
+    """L2 norm of the gradient of each example's own loss.
+
+    The loss of an example is the *mean* over its response tokens, as if it were a batch of its own,
+    so the norm does not grow with the number of tokens by itself (it falls with it, where the
+    tokens' gradients point different ways). The norm runs over all trainable parameters: under
+    LoRA, the adapters'. Each example is run alone, without padding, in eval mode, and the training
+    run is left as it was (``undisturbed``); gradients are taken by ``torch.autograd.grad``, so no
+    ``.grad`` is touched and no hook of DistributedDataParallel or of an optimiser fires.
+
+    Args:
+        model: Causal language model; a DistributedDataParallel wrapper is looked through.
+        encoded: n examples.
+        dtype: Autocast to this type; ``None``: the weights' own.
+
+    Returns:
+        (n,) norms; NaN for an example without a response token.
+
+    Raises:
+        ConfigError: The model has no trainable parameter.
+    """
+    norms = np.full(len(encoded), np.nan)
+    for index, example in enumerate(encoded):
+        if example.response_tokens:
+            norms[index] = _norm(_batch_gradient(model, [example], dtype=dtype))
+    return norms
+
+
+def batch_gradient_norm(
+    model: nn.Module,
+    encoded: Sequence[Encoded],
+    *,
+    tokens_per_batch: int = 4096,
+    pad_id: int = 0,
+    dtype: torch.dtype | None = None,
+) -> float:
+    """L2 norm of the gradient of one batch's loss.
+
+    R_global(i) = || grad L(B_i; theta) ||_2 with B_i the batch ``encoded`` (Eq. 7 of arXiv
+    2505.12300). L is the mean over all response tokens of the batch, as in training (the paper's
+    Eq. 1 is a sum; its trainer, like every one here, divides by the tokens). The batch is run in
+    micro-batches whose gradients add up, so its size does not need to fit in memory.
+
+    Args:
+        model: Causal language model.
+        encoded: The batch.
+        tokens_per_batch: Padded tokens of a micro-batch.
+        pad_id: Any id of the vocabulary.
+        dtype: Autocast to this type; ``None``: the weights' own.
+
+    Returns:
+        The norm over trainable parameters; NaN where the batch has no response token.
+
+    Raises:
+        ConfigError: The model has no trainable parameter.
+    """
+    if not response_token_counts(encoded).sum():
+        return float("nan")
+    return _norm(
+        _batch_gradient(
+            model, encoded, tokens_per_batch=tokens_per_batch, pad_id=pad_id, dtype=dtype
+        )
+    )
+
+
+def gradient_cosines(
+    model: nn.Module,
+    batches: Sequence[Sequence[Encoded]],
+    *,
+    tokens_per_batch: int = 4096,
+    pad_id: int = 0,
+    dtype: torch.dtype | None = None,
+    max_bytes: int = MAX_STORED_BYTES,
+) -> FloatArray:
+    """Cosine of the batch gradients of every two subsets.
+
+    The gradients are those of ``batch_gradient_norm``, held on the CPU in fp32: 4 bytes x K x
+    trainable parameters, which suits adapters and small models.
+
+    Args:
+        model: Causal language model.
+        batches: One batch per subset, K of them.
+        tokens_per_batch: Padded tokens of a micro-batch.
+        pad_id: Any id of the vocabulary.
+        dtype: Autocast to this type; ``None``: the weights' own.
+        max_bytes: Memory that the K gradients may take.
+
+    Returns:
+        (K, K), symmetric, 1 on the diagonal; NaN in the rows and columns of batches without a
+        response token or with a zero gradient.
+
+    Raises:
+        ConfigError: The gradients do not fit in ``max_bytes``, or there is no trainable parameter.
+    """
+    size = sum(parameter.numel() for parameter in _trainable(bare_model(model)))
+    if (needed := 4 * size * len(batches)) > max_bytes:
+        raise ConfigError(
+            f"gradient cosines of {len(batches)} subsets need {needed / 2**30:.1f} GiB, the limit "
+            f"is {max_bytes / 2**30:.1f} GiB; use another global reward (gradient-norm), or LoRA"
+        )
+    # A NaN row says "unknown" through every product below.
+    units = torch.full((len(batches), size), torch.nan)
+    for row, batch in enumerate(batches):
+        if response_token_counts(batch).sum():
+            gradient = _batch_gradient(
+                model, batch, tokens_per_batch=tokens_per_batch, pad_id=pad_id, dtype=dtype
+            )
+            flat = torch.cat([part.flatten().cpu() for part in gradient])
+            units[row] = flat / flat.norm()
+    cosines = (units @ units.T).double().numpy()
+    return np.asarray(np.clip(cosines, -1.0, 1.0), dtype=np.float64)
+
+
+def _batch_gradient(
+    model: nn.Module,
+    encoded: Sequence[Encoded],
+    *,
+    tokens_per_batch: int = 4096,
+    pad_id: int = 0,
+    dtype: torch.dtype | None = None,
+) -> list[torch.Tensor]:
+    """fp32 gradient, one tensor per trainable parameter, of the batch's loss per response token."""
+    module = bare_model(model)
+    parameters, device = _trainable(module), device_of(module)
+    response_tokens = int(response_token_counts(encoded).sum())
+    total: list[torch.Tensor] = []
+    with undisturbed(module), torch.enable_grad():
+        _keep_checkpointing(module)
+        for indices in plan_batches([e.num_tokens for e in encoded], tokens_per_batch):
+            batch = collate([encoded[index] for index in indices], pad_id).to(device)
+            with autocasting(device, dtype):
+                loss = token_losses(module, batch).sum() / response_tokens
+            parts = torch.autograd.grad(loss, parameters, allow_unused=True)
+            # Of a batch in one piece no second copy is made.
+            total = [
+                _added(total[place] if total else None, part, parameters[place])
+                for place, part in enumerate(parts)
+            ]
+    return total
+
+
+def _added(
+    summed: torch.Tensor | None, part: torch.Tensor | None, parameter: nn.Parameter
+) -> torch.Tensor:
+    if part is None:  # a parameter that this forward did not use
+        return torch.zeros_like(parameter, dtype=torch.float32) if summed is None else summed
+    # Not in place: autograd may give two parameters one tensor.
+    return part.float() if summed is None else summed + part
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ConfigError("gradient norms need a trainable parameter, and the model has none")
+    return parameters
+
+
+def _norm(gradient: Sequence[torch.Tensor]) -> float:
+    # Devices may differ under a device map; the norms of the parts are a handful of numbers.
+    return float(np.sqrt(sum(float(part.norm().double()) ** 2 for part in gradient)))
+
+
+def _keep_checkpointing(module: nn.Module) -> None:
+    """Let checkpointed layers recompute in eval mode too: a probe needs no more memory than a step.
+
+    Transformers checkpoints a layer only if the layer itself says it is training; its children stay
+    in eval mode, which is where dropout lives. Left alone are layers that drop out by a rate of
+    their own, and re-entrant checkpointing, which ``torch.autograd.grad`` cannot go through.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for layer in module.modules():
+        if not isinstance(layer, GradientCheckpointingLayer) or not layer.gradient_checkpointing:
+            continue
+        function = layer._gradient_checkpointing_func
+        reentrant = not isinstance(function, partial) or function.keywords.get(
+            "use_reentrant", True
+        )
+        drops_out = any(
+            "dropout" in name and isinstance(value, float) and value > 0
+            for name, value in vars(layer).items()
+        )
+        if not reentrant and not drops_out:
+            layer.training = True

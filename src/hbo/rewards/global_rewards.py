@@ -1,0 +1,101 @@
+"""Global rewards: what the Global Actor is paid for each subset, (K,)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from hbo.mixture import FloatArray
+from hbo.rewards.reward import Measured, Reward, subset_values, weighted_mean
+from hbo.signals import (
+    BATCH_GRADIENT_NORM,
+    GRADIENT_COSINE,
+    GRADIENT_NORM,
+    LOSS,
+    PERPLEXITY,
+    PERPLEXITY_RATIO,
+    Signals,
+)
+
+
+def batch_gradient_norm(signals: Signals) -> Measured:
+    """R_global(i) = || grad L(B_i; theta) ||_2: the norm of the gradient of one batch of subset i.
+
+    B_i is drawn uniformly from subset i and its loss is differentiated as a whole, so the gradients
+    of its examples may cancel. One number per subset: no standard error.
+
+    Eq. 7 of arXiv 2505.12300.
+    """
+    return _whole(signals.whole_values(BATCH_GRADIENT_NORM))
+
+
+def gradient_norm(signals: Signals) -> Measured:
+    """Mean over the examples of subset i of || grad L(x; theta) ||_2, each example by itself.
+
+    What the released code measures instead of Eq. 7. It grows where
+    responses are short, since a mean over fewer tokens cancels less.
+    """
+    return subset_values(signals.table(GRADIENT_NORM), signals.sizes)
+
+
+def loss(signals: Signals) -> Measured:
+    """Mean loss of subset i, nats per response token (Eq. 1 divided by the response's length)."""
+    return subset_values(signals.table(LOSS), signals.sizes)
+
+
+def perplexity(signals: Signals) -> Measured:
+    """Mean over examples of PPL(y; x, theta) = exp(loss)."""
+    return subset_values(signals.table(PERPLEXITY), signals.sizes)
+
+
+def relative_perplexity(signals: Signals) -> Measured:
+    """Mean over the examples of subset i of PPL(theta) / PPL(theta_0).
+
+    Eq. 8 of arXiv 2505.12300 taken over a subset; the DIFF reward of MoS (arXiv 2406.08811, Eq. 9).
+    """
+    return subset_values(signals.table(PERPLEXITY_RATIO), signals.sizes)
+
+
+def cosine(signals: Signals) -> Measured:
+    """Mean cosine of the batch gradient of subset i with those of all subsets.
+
+    The "CosSim" rows of Table 7 of arXiv 2505.12300, which gives no formula; we take the mean over
+    the subsets, as MoS does for hidden states. It may be negative.
+    """
+    return _whole(signals.whole_values(GRADIENT_COSINE))
+
+
+def progress(signals: Signals) -> Measured:
+    """Fall of the mean loss of subset i since the interval before: learning progress.
+
+    Compared cell by cell over the cells seen in both intervals, so that a policy that moves to
+    harder groups does not look like a rise. Not in the paper. It may be negative.
+    """
+    earlier, now = signals.before.get(LOSS), signals.table(LOSS)
+    if earlier is None:
+        return _whole(np.full(len(signals.sizes), np.nan))
+    errors = np.sqrt(earlier.standard_error**2 + now.standard_error**2)
+    return weighted_mean(earlier.mean - now.mean, errors, signals.sizes)
+
+
+def _whole(values: FloatArray) -> Measured:
+    return np.asarray(values, dtype=np.float64), np.full(np.shape(values), np.nan)
+
+
+def _reward(name: str, needs: str, compute: Callable[[Signals], Measured]) -> tuple[str, Reward]:
+    return name, Reward(name, frozenset({needs}), compute)
+
+
+GLOBAL_REWARDS: dict[str, Reward] = dict(
+    (
+        _reward("batch-gradient-norm", BATCH_GRADIENT_NORM, batch_gradient_norm),
+        _reward("gradient-norm", GRADIENT_NORM, gradient_norm),
+        _reward("loss", LOSS, loss),
+        _reward("perplexity", PERPLEXITY, perplexity),
+        _reward("relative-perplexity", PERPLEXITY_RATIO, relative_perplexity),
+        _reward("cosine", GRADIENT_COSINE, cosine),
+        _reward("progress", LOSS, progress),
+    )
+)
+"""Every global reward by name."""

@@ -1,0 +1,173 @@
+"""The model and its tokenizer: found, checked and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hbo.config import LoadedConfig
+from hbo.config.explain import shorten
+from hbo.config.trl import TrainerSettings
+from hbo.errors import ConfigError, EnvironmentProblem
+from hbo.run.sources import looks_local
+
+Progress = Callable[[str], None]
+
+
+def locate_model(
+    loaded: LoadedConfig, path: tuple[str, ...] = ("model",), progress: Progress | None = None
+) -> str:
+    """What ``from_pretrained`` takes: an asset's folder (fetched if need be), a folder, or a hub id.
+
+    Args:
+        loaded: The configuration.
+        path: The key that names the model: ``model`` or ``difficulty.scoring_model``.
+        progress: Told when something has to be fetched.
+
+    Raises:
+        ConfigError: A local path that is not there or holds no model, or a misspelt asset.
+    """
+    from hbo.assets import resolve_model
+
+    config = loaded.config
+    name = config.model if path == ("model",) else str(config.difficulty.scoring_model)
+    try:
+        found = resolve_model(name, progress)
+    except ConfigError as error:
+        raise loaded.error(path, error.message) from None
+    folder = Path(found)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+            raise loaded.error(
+                path, f"the folder {found!r} holds no model (no config.json); name a model's folder"
+            )
+    elif folder.exists():
+        raise loaded.error(path, f"{found!r} is a file; name the folder that holds the model")
+    elif looks_local(found):
+        raise loaded.error(
+            path,
+            f"there is no folder {found!r} (looked from {Path.cwd()});"
+            " a model is a path, an asset's name (`hbo assets list`) or a hub id",
+        )
+    return found
+
+
+def load_tokenizer(loaded: LoadedConfig, name: str, settings: TrainerSettings) -> Any:
+    """The model's tokenizer, as SFTTrainer would set it up (end-of-sequence and padding tokens)."""
+    from transformers import AutoTokenizer
+
+    def load() -> Any:
+        return AutoTokenizer.from_pretrained(name, **_revision(name, settings))
+
+    tokenizer = _from_pretrained(loaded, ("model",), name, "tokenizer", load)
+    training = settings.training
+    for key in ("eos_token", "pad_token"):
+        token = getattr(training, key)
+        if token is None:
+            continue
+        if tokenizer.convert_tokens_to_ids(token) is None:
+            raise loaded.error(
+                ("training", key), f"is {shorten(token)}, which the tokenizer's vocabulary lacks"
+            )
+        setattr(tokenizer, key, token)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    template = training.chat_template_path
+    if template is not None:
+        tokenizer.chat_template = _template(loaded, template)
+    return tokenizer
+
+
+def _template(loaded: LoadedConfig, path: str) -> str:
+    source = Path(path)
+    if source.is_dir():
+        source = source / "chat_template.jinja"
+    try:
+        return source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise loaded.error(
+            ("training", "chat_template_path"), f"{path!r} cannot be read: {error}"
+        ) from None
+
+
+def load_model(
+    loaded: LoadedConfig, name: str, settings: TrainerSettings, path: tuple[str, ...] = ("model",)
+) -> Any:
+    """The model's weights, in the type that ``tuning.dtype`` names, on the CPU."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tuning = settings.tuning
+    dtype = tuning.dtype if tuning.dtype in {None, "auto"} else getattr(torch, tuning.dtype)
+    options = {
+        "dtype": dtype,
+        "attn_implementation": tuning.attn_implementation,
+        **_quantization(tuning),
+        **(settings.training.model_init_kwargs or {}),
+        **_revision(name, settings),
+    }
+
+    def load() -> Any:
+        return AutoModelForCausalLM.from_pretrained(name, **options)
+
+    return _from_pretrained(loaded, path, name, "model", load)
+
+
+def _quantization(tuning: Any) -> dict[str, Any]:
+    from trl import get_kbit_device_map, get_quantization_config
+
+    quantization = get_quantization_config(tuning)
+    if quantization is None:
+        return {}
+    return {"quantization_config": quantization, "device_map": get_kbit_device_map()}
+
+
+def _revision(name: str, settings: TrainerSettings) -> dict[str, Any]:
+    """What a hub needs to know besides the name."""
+    trust = {"trust_remote_code": True} if settings.training.trust_remote_code else {}
+    return trust if Path(name).is_dir() else {**trust, "revision": settings.tuning.model_revision}
+
+
+def _from_pretrained(
+    loaded: LoadedConfig, path: tuple[str, ...], name: str, what: str, load: Callable[[], Any]
+) -> Any:
+    from huggingface_hub import errors as hub
+
+    try:
+        return load()
+    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
+        raise loaded.error(path, f"the hub has no {what} {name!r}: {shorten(str(error), 160)}") from None
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if not Path(name).is_dir() and _unreachable(error):
+            raise EnvironmentProblem(
+                f"model: {name!r} is no local folder, and the hub cannot be reached to look for it;"
+                " check the network, or name a folder or one of `hbo assets list`",
+                where=loaded.document.place(path),
+            ) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise loaded.error(
+            path, f"the {what} of {name!r} cannot be loaded: {shorten(str(error), 200)}"
+        ) from error
+
+
+def _unreachable(error: BaseException) -> bool:
+    from huggingface_hub import errors as hub
+
+    here: BaseException | None = error
+    for _ in range(10):
+        if here is None:
+            break
+        absent = isinstance(here, hub.RepositoryNotFoundError | hub.RevisionNotFoundError)
+        if absent or isinstance(here, hub.EntryNotFoundError) and not isinstance(
+            here, hub.LocalEntryNotFoundError
+        ):
+            return False
+        if isinstance(here, ConnectionError | TimeoutError | hub.OfflineModeIsEnabled):
+            return True
+        if isinstance(here, hub.LocalEntryNotFoundError | hub.HfHubHTTPError):
+            return True
+        here = here.__cause__ or here.__context__
+    text = str(error)
+    return "couldn't connect" in text or "connect to the Internet" in text or "Can't load" in text

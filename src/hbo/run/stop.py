@@ -1,0 +1,63 @@
+"""SIGINT and SIGTERM: stop at the next safe point, with a checkpoint that resumes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; a ``KeyboardInterrupt`` so that no library swallows it.
+
+    Args:
+        signal_number: ``signal.SIGINT`` or ``signal.SIGTERM``.
+        text: What there is to go on from.
+    """
+
+    def __init__(self, signal_number: int, text: str = "nothing was lost; run again with --resume"):
+        self.signal_number = int(signal_number)
+        super().__init__(f"{signal.Signals(self.signal_number).name}; {text}")
+
+
+class StopRequest:
+    """What the signal handler notes and a training loop asks.
+
+    Outside training a signal raises at once. While ``patient`` (a training loop that stops itself
+    after its optimiser step), the first signal is only noted; the second raises.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self.patient = False
+
+    def handle(self, signal_number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        if not self.patient or self.signal_number is not None:
+            raise Interrupted(signal_number)
+        self.signal_number = signal_number
+
+    def raise_if_requested(self, text: str) -> None:
+        """Raise what was noted, once the loop has stopped."""
+        if self.signal_number is not None:
+            raise Interrupted(self.signal_number, text)
+
+
+@contextmanager
+def listening() -> Iterator[StopRequest]:
+    """A ``StopRequest`` that hears SIGINT and SIGTERM inside the block; main thread only."""
+    request = StopRequest()
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, request.handle)
+    except ValueError:
+        # Not the main thread (a test, a notebook): signals stay with whoever has them.
+        pass
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,186 @@
+"""Numbers measured on the model: sums and counts per cell, and what a reward may see of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+LOSS = "loss"
+"""Mean negative log-likelihood of an example's response tokens, nats per token."""
+FIRST_LOSS = "first_loss"
+"""The same under the untouched model."""
+PERPLEXITY = "perplexity"
+"""exp(loss) of an example."""
+PERPLEXITY_RATIO = "perplexity_ratio"
+"""exp(loss - first_loss) of an example: the summand of Eq. 8 of arXiv 2505.12300."""
+GRADIENT_NORM = "gradient_norm"
+"""L2 norm of the gradient of one example's loss."""
+TOKENS = "tokens"
+"""Trained (response) tokens of an example."""
+
+BATCH_GRADIENT_NORM = "batch_gradient_norm"
+"""Per subset: L2 norm of the gradient of one batch's loss (Eq. 7)."""
+GRADIENT_COSINE = "gradient_cosine"
+"""Per subset: mean cosine of its batch gradient with those of all subsets."""
+
+RESOLUTION = 2.0**30
+"""Steps per unit to which values are rounded before they are summed."""
+
+WHOLE_SIGNALS = frozenset({BATCH_GRADIENT_NORM, GRADIENT_COSINE})
+EXAMPLE_SIGNALS = frozenset({LOSS, FIRST_LOSS, PERPLEXITY, PERPLEXITY_RATIO, GRADIENT_NORM, TOKENS})
+
+
+@dataclass(frozen=True, eq=False)
+class SignalTable:
+    """Sums, sums of squares and counts of one per-example signal, for each cell.
+
+    Tables add: over time, and over ranks that measured disjoint examples.
+
+    Args:
+        sums: (K, G) sum of the values.
+        squares: (K, G) sum of the squared values.
+        counts: (K, G) number of values.
+
+    Example:
+        >>> table = SignalTable.empty(1, 2).with_values(np.array([0, 0, 1]), np.array([1.0, 3.0, 5.0]))
+        >>> table.mean.tolist(), table.standard_error[0, 0].item()
+        ([[2.0, 5.0]], 1.0)
+    """
+
+    sums: FloatArray
+    squares: FloatArray
+    counts: FloatArray
+
+    @classmethod
+    def empty(cls, num_subsets: int, num_groups: int) -> SignalTable:
+        """A table without a value."""
+        shape = (num_subsets, num_groups)
+        return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape))
+
+    def with_values(self, cells: IntArray, values: FloatArray) -> SignalTable:
+        """Add one value per example; values that are not finite are left out.
+
+        Values are rounded to multiples of 2**-30 (1e-9), squares too. Sums of such numbers below
+        2**23 are exact in float64, so the order in which examples, micro-batches, ranks and
+        checkpoints add them up cannot change a reward.
+
+        Args:
+            cells: (n,) flat cell numbers.
+            values: (n,) values.
+        """
+        finite = np.isfinite(values)
+        cells, values = cells[finite], _rounded(np.asarray(values, dtype=np.float64)[finite])
+        shape, cells_total = self.counts.shape, self.counts.size
+
+        def summed(weights: FloatArray) -> FloatArray:
+            totals = np.bincount(cells, weights=weights, minlength=cells_total)
+            return totals.astype(np.float64).reshape(shape)
+
+        return SignalTable(
+            self.sums + summed(values),
+            self.squares + summed(_rounded(values * values)),
+            self.counts + summed(np.ones_like(values)),
+        )
+
+    def __add__(self, other: SignalTable) -> SignalTable:
+        return SignalTable(
+            self.sums + other.sums, self.squares + other.squares, self.counts + other.counts
+        )
+
+    @property
+    def mean(self) -> FloatArray:
+        """(K, G) mean value; NaN where nothing was measured."""
+        return _divide(self.sums, self.counts)
+
+    @property
+    def standard_error(self) -> FloatArray:
+        """(K, G) standard error of the mean; NaN with fewer than two values."""
+        return _standard_error(self.sums, self.squares, self.counts)
+
+    @property
+    def subset_mean(self) -> FloatArray:
+        """(K,) mean over all measured examples of a subset; NaN where there are none."""
+        return _divide(self.sums.sum(axis=1), self.counts.sum(axis=1))
+
+    @property
+    def subset_standard_error(self) -> FloatArray:
+        """(K,) standard error of ``subset_mean``; NaN with fewer than two values."""
+        return _standard_error(
+            self.sums.sum(axis=1), self.squares.sum(axis=1), self.counts.sum(axis=1)
+        )
+
+    def to_array(self) -> FloatArray:
+        """(3, K, G) sums, squares, counts: what ranks add up."""
+        return np.stack([self.sums, self.squares, self.counts])
+
+    @classmethod
+    def from_array(cls, array: FloatArray) -> SignalTable:
+        """The inverse of ``to_array``."""
+        sums, squares, counts = np.asarray(array, dtype=np.float64)
+        return cls(sums, squares, counts)
+
+    def to_json(self) -> list[Any]:
+        """Nested lists that survive JSON exactly."""
+        return list(self.to_array().tolist())
+
+    @classmethod
+    def from_json(cls, value: list[Any]) -> SignalTable:
+        """The inverse of ``to_json``."""
+        return cls.from_array(np.asarray(value, dtype=np.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class Signals:
+    """The training state that a reward may see at one update.
+
+    Args:
+        now: Tables of the interval that ends with this update, by signal name.
+        before: The same of the interval before it; empty at the first update.
+        first: The same of the first interval in which the signal was measured.
+        whole: One value per subset measured whole, by name: (K,), NaN where not measured.
+        step: Optimiser steps done.
+        sizes: (K, G) examples per cell.
+        draws: (K, G) draws consumed so far.
+    """
+
+    now: Mapping[str, SignalTable]
+    step: int
+    sizes: IntArray
+    draws: IntArray
+    before: Mapping[str, SignalTable] = field(default_factory=dict)
+    first: Mapping[str, SignalTable] = field(default_factory=dict)
+    whole: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    def table(self, name: str) -> SignalTable:
+        """The present table of a signal; an empty one where it was not measured."""
+        found = self.now.get(name)
+        return SignalTable.empty(*self.sizes.shape) if found is None else found
+
+    def whole_values(self, name: str) -> FloatArray:
+        """(K,) values measured whole; NaN where there are none."""
+        found = self.whole.get(name)
+        return np.full(len(self.sizes), np.nan) if found is None else found
+
+
+def _rounded(values: FloatArray) -> FloatArray:
+    return np.round(values * RESOLUTION) / RESOLUTION
+
+
+def _divide(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
+    out = np.full(np.shape(numerator), np.nan)
+    np.divide(numerator, denominator, out=out, where=denominator > 0)
+    return out
+
+
+def _standard_error(sums: FloatArray, squares: FloatArray, counts: FloatArray) -> FloatArray:
+    mean = _divide(sums, counts)
+    # Rounding can leave a tiny negative number where all values are equal.
+    variance = np.maximum(_divide(squares - sums * mean, counts - 1), 0.0)
+    return np.where(counts > 1, np.sqrt(_divide(variance, counts)), np.nan)

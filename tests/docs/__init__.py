@@ -1,0 +1,1 @@
+"""What README.md and docs/ say: code runs, configurations load, commands and names exist."""
