@@ -35,8 +35,7 @@ PREPARED = [
     {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]},
     {"input_ids": [9, 8], "labels": [-100, 8]},
 ]
-# Tokens of "\n" and "\n\n" do not merge in a byte-level vocabulary without merges, but a prompt that
-# ends in half a character does: its bytes are other tokens than those of the whole.
+# An end token that is there already is not added again; an empty prompt masks nothing.
 BOUNDARY = [{"prompt": "é", "completion": "\n\nyes<|im_end|>"}, {"prompt": "", "completion": "no"}]
 
 

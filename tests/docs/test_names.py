@@ -24,14 +24,19 @@ def resolve(name: str) -> object:
         except ModuleNotFoundError:
             continue
         for part in parts[cut:]:
-            fields = {f.name: f for f in dataclasses.fields(found)} if is_dataclass(found) else {}
+            fields = fields_of(found)
             found = fields[part] if part in fields else getattr(found, part)
         return found
     raise ModuleNotFoundError(name)
 
 
-def is_dataclass(thing: object) -> bool:
-    return isinstance(thing, type) and dataclasses.is_dataclass(thing)
+def fields_of(thing: object) -> dict[str, object]:
+    """Return the fields of a dataclass or of a part of the configuration."""
+    if isinstance(thing, type) and issubclass(thing, BaseModel):
+        return dict(thing.model_fields)
+    if isinstance(thing, type) and dataclasses.is_dataclass(thing):
+        return {field.name: field for field in dataclasses.fields(thing)}
+    return {}
 
 
 @pytest.mark.parametrize("name", NAMES)

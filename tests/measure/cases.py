@@ -27,7 +27,9 @@ def random_example(
 def random_examples(count: int, seed: int = 0, longest: int = 30) -> list[Encoded]:
     generator = np.random.default_rng(seed)
     return [
-        random_example(generator, int(generator.integers(1, longest)), int(generator.integers(1, 9)))
+        random_example(
+            generator, int(generator.integers(1, longest)), int(generator.integers(1, 9))
+        )
         for _ in range(count)
     ]
 

@@ -30,7 +30,10 @@ def test_a_budget_below_one_is_refused():
 
 def test_collate_pads_on_the_right_and_masks_the_padding():
     batch = collate(
-        [Encoded(np.array([1, 2, 3]), np.array([-100, 2, 3])), Encoded(np.array([4]), np.array([4]))],
+        [
+            Encoded(np.array([1, 2, 3]), np.array([-100, 2, 3])),
+            Encoded(np.array([4]), np.array([4])),
+        ],
         pad_id=9,
     )
     assert batch.input_ids.tolist() == [[1, 2, 3], [4, 9, 9]]
@@ -50,5 +53,5 @@ def test_an_example_counts_the_tokens_that_have_a_loss():
     [([1, 2], [1]), ([1], [1], [1], None), ([1], [1], [1, 2], [1])],
 )
 def test_ids_and_labels_that_do_not_fit_are_refused(arguments):
-    with pytest.raises(ValueError, match="alone|labels"):
+    with pytest.raises(ValueError, match=r"alone|labels"):
         Encoded(*(None if value is None else np.array(value) for value in arguments))

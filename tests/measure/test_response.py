@@ -74,13 +74,17 @@ def models():
     )
     yield "scaled", lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.3))
     yield "divided", lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0))
-    gpt2 = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2)
+    gpt2 = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2
+    )
     yield "gpt2", lambda: GPT2LMHeadModel(gpt2)
 
 
 @pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in models()])
 def test_batched_losses_are_those_of_full_logits_one_by_one(make):
-    model = make()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make()
     examples = [*random_examples(9), two_turns()]
     found = response_statistics(model, examples, alone=True, tokens_per_batch=90)
     expected = naive_losses(model, examples)

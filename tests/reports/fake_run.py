@@ -151,7 +151,8 @@ class _Writer:
             if drawn[k]
         }
         mean = float((loss * tokens).sum() / tokens.sum())
-        self.log.write("step", step=step, draws=int(drawn.sum()), loss=mean, subsets=subsets)
+        # As the trainers log it: draws since the run began, and per subset since the last line.
+        self.log.write("step", step=step, draws=int(self.draws.sum()), loss=mean, subsets=subsets)
 
     def update(self, step: int) -> None:
         rewards = self.heldout() * (1 + self.rng.normal(0, 0.05, len(self.names)))

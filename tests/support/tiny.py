@@ -40,8 +40,8 @@ def tiny_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFas
     """A byte-level BPE tokenizer of 256 bytes and three special tokens, without merges.
 
     Args:
-        chat_template: ChatML as SmolLM2's, without its default system prompt; `CHATML_WITH_MARKERS` has
-            the `{% generation %}` markers; None gives a tokenizer without a chat template.
+        chat_template: ChatML as SmolLM2's, without its default system prompt; `CHATML_WITH_MARKERS`
+            has the `{% generation %}` markers; None gives a tokenizer without a chat template.
     """
     vocabulary = {byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -92,8 +92,8 @@ def tiny_records(
     Args:
         n: how many records.
         seed: of the letters and numbers in them.
-        kind: the task, easiest first: "copy" a word, "count" upwards, "add" two numbers, "noise" (random).
-        layout: "prompt-completion" (strings), "chat" (prompt and completion as messages), "messages", "text".
+        kind: the task, easiest first: "copy" a word, "count" upwards, "add" two numbers, "noise".
+        layout: "prompt-completion" (strings), "chat" (the same as messages), "messages", "text".
     """
     assert kind in KINDS and layout in LAYOUTS, (kind, layout)
     generator = np.random.Generator(np.random.Philox(key=[seed, KINDS.index(kind)]))
@@ -101,7 +101,7 @@ def tiny_records(
 
 
 def save_tiny(path: str | Path, seed: int = 0, chat_template: str | None = CHATML) -> Path:
-    """Write the tiny model and tokenizer to a folder that `from_pretrained` reads, and return it."""
+    """Write the tiny model and tokenizer to a folder for `from_pretrained`, and return it."""
     tiny_model(seed).save_pretrained(path)
     tiny_tokenizer(chat_template).save_pretrained(path)
     return Path(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def check_policy(loaded: LoadedConfig, path: tuple[str, ...], section: PolicySec
     if section.policy not in POLICIES:
         text = unknown(section.policy, POLICIES, kind="policy")
         raise loaded.error((*path, "policy"), text)
-    known = policy_fields(section.policy)
+    known = POLICIES[section.policy].fields
     for key in section.fields:
         if key not in known:
             ours = [name for name in type(section).model_fields if name != "fields"]
@@ -77,6 +77,9 @@ def check_policy(loaded: LoadedConfig, path: tuple[str, ...], section: PolicySec
         make_policy(section.policy, section.fields)
     except ConfigError as error:
         raise loaded.error(*_culprit(path, section, error)) from None
+    except TypeError as error:
+        # A required field of a dataclass that was not given.
+        raise loaded.error(path, f"policy {section.policy}: {error}") from None
 
 
 def _culprit(
@@ -89,16 +92,11 @@ def _culprit(
         try:
             make_policy(section.policy, {key: value})
         except ConfigError as alone:
-            return (*path, key), alone.message.removeprefix(f"{key}: ")
+            text = alone.message.removeprefix(f"policy {section.policy}: ")
+            return (*path, key), text.removeprefix(f"{key} ")
+        except TypeError:
+            continue
     return path, error.message
-
-
-def policy_fields(name: str) -> list[str]:
-    """Settings that a policy takes, by its dataclass."""
-    from hbo.policies import make_policy
-
-    policy: Any = make_policy(name, {})
-    return [field.name for field in fields(policy)]
 
 
 def check_shares(loaded: LoadedConfig) -> None:

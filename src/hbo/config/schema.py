@@ -110,7 +110,7 @@ class BalanceSection(PolicySection):
     lag: int | None = Field(None, ge=1)
     unit: Literal["examples", "tokens"] = "examples"
     signals: Literal["observed", "probe"] = "observed"
-    probe_examples: int = Field(4, ge=1)
+    probe_examples: int = Field(8, ge=1)
 
 
 class EvaluationSection(Section):

@@ -1,1 +1,1 @@
-"""From files to a mixture: read records, bring them into one form, render tokens, hold out, build."""
+"""From files to a mixture: read records, make them alike, render tokens, hold out, build."""

@@ -1,4 +1,4 @@
-"""Conversations to tokens through a tokenizer's chat template, and which tokens the assistant wrote."""
+"""Conversations to tokens by a chat template, and which of them the assistant wrote."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class ChatRenderer:
     Args:
         tokenizer: The tokenizer.
         template: A chat template to use instead of the tokenizer's own; ``None`` for its own.
-        marked_template: Its variant with ``{% generation %}`` markers, rendered where the assistant's
-            tokens are to be told apart; ``None`` where there is none.
+        marked_template: Its variant with ``{% generation %}`` markers, rendered where the
+            assistant's tokens are to be told apart; ``None`` where there is none.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -70,10 +70,10 @@ class ChatRenderer:
     ) -> tuple[list[int], list[int]]:
         """Token ids of a conversation, and 1 for each token that the assistant wrote.
 
-        A template with ``{% generation %}`` markers says so itself. Without one, each assistant turn
-        is found by rendering the conversation up to it and including it: the turn reaches from the
-        end of its header to the end of its rendering, end-of-turn token and the template's line
-        break included, exactly as in a prompt/completion record.
+        A template with ``{% generation %}`` markers says so itself. Without one, each assistant
+        turn is found by rendering the conversation up to it and including it: the turn reaches
+        from the end of its header to the end of its rendering, end-of-turn token and the template's
+        line break included, exactly as in a prompt/completion record.
 
         Raises:
             ConfigError: There is no chat template.
@@ -114,9 +114,10 @@ class ChatRenderer:
     ) -> Any:
         if template is None and not self.tokenizer.chat_template:
             raise ConfigError(
-                f"the tokenizer of {self.tokenizer.name_or_path or 'the model'} has no chat template, which "
-                "records made of messages need: set training.chat_template_path to a .jinja file, use an "
-                "instruction-tuned model, or give `prompt` and `completion` as text"
+                f"the tokenizer of {self.tokenizer.name_or_path or 'the model'} has no chat "
+                "template, which records made of messages need: set training.chat_template_path "
+                "to a .jinja file, use an instruction-tuned model, or give `prompt` and "
+                "`completion` as text"
             )
         from jinja2.exceptions import TemplateError
 
@@ -155,8 +156,9 @@ class ChatRenderer:
         earliest = len(self.ids(messages[:turn], options=options)) if turn else len(opened)
         if start < earliest or through < end or start >= end:
             raise DataError(
-                f"this chat template renders message {turn} differently when more follows, so the assistant's "
-                "tokens cannot be told apart: use a template with {% generation %} markers "
-                "(training.chat_template_path), prompt/completion records, or assistant_only_loss: false"
+                f"this chat template renders message {turn} differently when more follows, so the "
+                "assistant's tokens cannot be told apart: use a template with {% generation %} "
+                "markers (training.chat_template_path), prompt/completion records, or "
+                "assistant_only_loss: false"
             )
         return start, end

@@ -23,8 +23,9 @@ Example = dict[str, Any]
 Messages = list[dict[str, Any]]
 
 ALLOWED = (
-    "allowed are messages | prompt + completion (text or messages) | text | conversations (from/value) | "
-    "instruction (+ input) + output | input + ideal | input_ids (+ labels)"
+    "allowed are messages | prompt + completion (text or messages) | text | "
+    "conversations (from/value) | instruction (+ input) + output | input + ideal | "
+    "input_ids (+ labels)"
 )
 
 _SHAREGPT_ROLES = {
@@ -39,8 +40,8 @@ _PASSED_ON = ("tools", "chat_template_kwargs")
 def normalise(data: Mapping[str, Any], where: str | None = None) -> Example:
     """Bring one record into canonical form.
 
-    The first format of ``FORMATS`` whose keys the record has decides; columns outside the format are
-    left out (see ``extra_columns``). ``None`` counts as absent, as tables fill gaps with it.
+    The first format of ``FORMATS`` whose keys the record has decides; columns outside the format
+    are left out (see ``extra_columns``). ``None`` counts as absent, as tables fill gaps with it.
 
     Args:
         data: The record.
@@ -68,7 +69,8 @@ def normalise(data: Mapping[str, Any], where: str | None = None) -> Example:
         ):
             if question in present:
                 raise DataError(
-                    f"a record without a response: `{question}` is there, `{response}` is not; {ALLOWED}"
+                    f"a record without a response: `{question}` is there, `{response}` is not; "
+                    + ALLOWED
                 )
         names = ", ".join(sorted(map(str, data))) or "none"
         raise DataError(f"no known record format in its keys ({names}); {ALLOWED}")

@@ -65,8 +65,8 @@ def hold_out(prompts: Sequence[str], fraction: float, *, where: str | None = Non
     distinct, rows = np.unique(np.asarray(prompts, dtype=object), return_inverse=True)
     if len(distinct) < 3:
         raise DataError(
-            f"{len(distinct)} different prompts are too few to hold out two and train on the rest: add "
-            "records, give eval_files or eval_split, or leave this subset out",
+            f"{len(distinct)} different prompts are too few to hold out two and train on the rest: "
+            "add records, give eval_files or eval_split, or leave this subset out",
             where=where,
         )
     first, second = _hashes(distinct)
@@ -98,8 +98,8 @@ def halve(prompts: Sequence[str], *, where: str | None = None) -> tuple[IntArray
     distinct, rows = np.unique(np.asarray(prompts, dtype=object), return_inverse=True)
     if len(distinct) < 2:
         raise DataError(
-            "an evaluation set needs at least two different prompts, one for validation and one for test: "
-            "add records, or leave eval_files and eval_split out to hold out a fraction",
+            "an evaluation set needs at least two different prompts, one for validation and one "
+            "for test: add records, or leave eval_files and eval_split out to hold out a fraction",
             where=where,
         )
     _, second = _hashes(distinct)
@@ -108,7 +108,7 @@ def halve(prompts: Sequence[str], *, where: str | None = None) -> tuple[IntArray
 
 
 def rows_without(prompts: Sequence[str], others: Sequence[str]) -> IntArray:
-    """Rows whose prompt is in no other set: training rows that a given evaluation set does not hold.
+    """Rows whose prompt is not among the others: training rows that are not held out too.
 
     Example:
         >>> rows_without(["a", "b", "c"], ["b"]).tolist()

@@ -57,7 +57,7 @@ def read_records(path: str | Path, on_bad: OnBad | None = None) -> Iterator[Reco
         raise DataError(f"this is a folder, not a file; name files ({_allowed()})", where=str(path))
     if not path.exists():
         raise DataError(
-            f"no such file (looked from {Path.cwd()}); correct the path in data_files or eval_files",
+            f"no such file (looked from {Path.cwd()}); correct data_files or eval_files",
             where=str(path),
         )
     return _guarded(reader, path, on_bad or _raise)
@@ -95,7 +95,8 @@ def read_json(path: Path, on_bad: OnBad) -> Iterator[Record]:
         ) from None
     except json.JSONDecodeError as error:
         raise DataError(
-            f"not valid JSON ({error.msg}); a list of objects is allowed, or .jsonl with one object a line",
+            f"not valid JSON ({error.msg}); allowed is a list of objects, "
+            "or, in a .jsonl file, one object a line",
             where=f"{path}:{error.lineno}",
         ) from None
     rows = value.get("data") if isinstance(value, dict) else value

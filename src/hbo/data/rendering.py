@@ -14,7 +14,6 @@ everything, unless ``assistant_only_loss``). ``assistant_only=False`` asks for T
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,9 +44,10 @@ class Renderer:
             prompt/completion records).
         assistant_only: Train on assistant turns only; ``None`` is yes for ``messages`` records.
         chat_template: Used in place of the tokenizer's own.
-        marked_template: The chat template's variant with ``{% generation %}`` markers, such as TRL's
-            ``get_training_chat_template`` has for the templates it knows; where assistant turns are
-            to be told apart it is rendered, as in TRL. Without one they are found by rendering.
+        marked_template: The chat template's variant with ``{% generation %}`` markers, such as
+            TRL's ``get_training_chat_template`` has for the templates it knows; where assistant
+            turns are to be told apart it is rendered, as in TRL. Without one they are found by
+            rendering the conversation turn by turn.
 
     Raises:
         ConfigError: A value is out of range.
@@ -68,7 +68,8 @@ class Renderer:
             )
         if self.truncation_mode not in TRUNCATION_MODES:
             raise ConfigError(
-                f"truncation_mode is {self.truncation_mode!r}; allowed are {' and '.join(TRUNCATION_MODES)}"
+                f"truncation_mode is {self.truncation_mode!r}; "
+                f"allowed are {' and '.join(TRUNCATION_MODES)}"
             )
 
     def encode(self, example: Example, where: str | None = None) -> Encoded | None:
@@ -143,7 +144,8 @@ class Renderer:
         end = self.tokenizer.eos_token
         if not isinstance(end, str):
             raise ConfigError(
-                "the tokenizer has no end-of-sequence token, which plain text needs; set training.eos_token"
+                "the tokenizer has no end-of-sequence token, which plain text needs; "
+                "set training.eos_token"
             )
         text = example["text"] if "text" in example else example["completion"]
         text = text if text.endswith(end) else text + end

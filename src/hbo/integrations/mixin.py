@@ -76,7 +76,7 @@ class BalancingCallback(TrainerCallback):
 class BalancingMixin:
     """Balance a ``transformers.Trainer``, or any subclass, from the outside.
 
-    Set in front of a trainer class: ``class BalancedTrainer(BalancingMixin, Trainer)``. It overrides
+    Set in front of a trainer class: ``class Balanced(BalancingMixin, Trainer)``. It overrides
     the sampler, the signature columns, ``compute_loss``, ``log``, ``evaluate`` and
     ``_save_checkpoint``, each by a call of the original with a little before or after it.
     """

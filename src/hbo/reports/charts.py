@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDE, NARROW, CARD = (760, 270), (350, 230), (330, 150)
+DASHED = "dashed"
 
 # Stand-in colours; each is replaced by the CSS variable of that name.
 _STAND_INS = {
@@ -198,7 +199,9 @@ def _panel(axes: Axes, panel: Panel, *, last: bool) -> None:
             transform=axes.get_xaxis_transform(), clip_on=False,
         )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value else "step 0"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}" if value else "step 0")
+    )
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     if panel.percent:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
@@ -215,11 +218,12 @@ def _line(axes: Axes, line: Line, end: float) -> None:
     if line.steps and len(x):
         x, y = np.append(x, max(end, x[-1])), np.append(y, y[-1])
     width = 1.0 if line.faint else 2.0
+    crowded = len(x) > 40
     container = axes.errorbar(
         x, y, yerr=line.errors,
-        color=_STAND_INS[line.colour], ls=line.style, lw=width,
-        elinewidth=1.1, capsize=2.5, capthick=1.1,
-        marker="o" if line.marker else "", ms=4.5, mew=0,
+        color=_STAND_INS[line.colour], ls=(0, (4, 2)) if line.style == DASHED else line.style, lw=width,
+        errorevery=max(len(x) // 20, 1), elinewidth=1.1, capsize=2.5, capthick=1.1,
+        marker="o" if line.marker and not crowded else "", ms=4.5, mew=0,
         alpha=0.45 if line.faint else None, zorder=2 if line.faint else 3,
         drawstyle="steps-post" if line.steps else "default",
     )  # fmt: skip

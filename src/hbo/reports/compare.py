@@ -1,2 +1,280 @@
-"""x"""
-def comparison(runs, charts): raise NotImplementedError
+"""Several runs side by side: what each policy brought, at what cost, and where it drew from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from hbo.reports.charts import DASHED, Charts, Line, Panel, smooth
+from hbo.reports.plots import thinned
+from hbo.reports.record import FloatArray, RunRecord
+from hbo.reports.text import MISSING, count, duration, number, percent, plural, visible
+from hbo.reports.view import COLOURS, Key
+from hbo.reports.words import bdi, policy_words
+
+Measure = Callable[[RunRecord], float]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One policy: its runs, and the numbers of the comparison, each a mean over them."""
+
+    name: Markup
+    colour: str
+    runs: int
+    seeds: str
+    loss_before: str
+    loss: str
+    accuracy: str
+    tokens: str
+    wall: str
+    cost: str
+    best_loss: bool
+    best_accuracy: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number in a table of subsets by policies; ``place`` is 0 to 1 for its bar."""
+
+    text: str
+    best: bool = False
+    place: float = 0.0
+
+
+@dataclass(frozen=True)
+class SubsetRow:
+    """One subset: a cell for each policy."""
+
+    name: Markup
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that the template of several runs needs."""
+
+    title: Markup
+    sentences: list[Markup]
+    entries: list[Entry]
+    keys: list[Key]
+    several_seeds: bool
+    train: Markup
+    heldout: Markup
+    losses: list[SubsetRow]
+    accuracies: list[SubsetRow]
+    shares: list[SubsetRow]
+    left_out: str
+
+
+def comparison(runs: Sequence[RunRecord], charts: Charts) -> Comparison:
+    """Lay out several runs; runs of one policy that differ in nothing but the seed are averaged.
+
+    Args:
+        runs: Two or more.
+        charts: The page's charts.
+    """
+    groups = _groups(runs)
+    entries = _entries(groups)
+    names = list(dict.fromkeys(name for run in runs for name in run.subsets))
+    hidden = len(runs) - 8
+    return Comparison(
+        title=Markup("{} compared on {}").format(
+            plural(len(groups), "policy").replace("policys", "policies")
+            if len(groups) > 1 else plural(len(runs), "run"),
+            plural(len(names), "subset"),
+        ),
+        sentences=_sentences(groups),
+        entries=entries,
+        keys=[
+            Key(slot, entry.colour, slot >= 4, entry.name, entry.loss)
+            for slot, entry in enumerate(entries[:COLOURS])
+        ],
+        several_seeds=any(len(group) > 1 for group in groups.values()),
+        train=_train_chart(groups, charts),
+        heldout=_heldout_chart(groups, charts),
+        losses=_table(names, groups, lambda r, k: float(r.loss.after[k]), number, best=min),
+        accuracies=_table(
+            names, groups, lambda r, k: float(r.accuracy.after[k]), lambda v: percent(v, 1), best=max
+        ),
+        shares=_table(names, groups, lambda r, k: float(r.realised[k]), percent, best=None),
+        left_out=f"{plural(hidden, 'more run')} in the tables only; `hbo report RUN` shows one alone."
+        if hidden > 0 else "",
+    )  # fmt: skip
+
+
+def _groups(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Policy -> its runs; runs that share policy and seed are told apart by their folders."""
+    seen = [(run.policy, run.seed) for run in runs]
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        repeated = seen.count((run.policy, run.seed)) > 1
+        label = f"{run.policy} ({run.folder.name})" if repeated else run.policy
+        groups.setdefault(label, []).append(run)
+    return groups
+
+
+def _colour(slot: int) -> str:
+    return f"--s{slot}" if slot < COLOURS else "--rest"
+
+
+def _mean(group: Sequence[RunRecord], measure: Measure) -> float:
+    values = [value for value in (measure(run) for run in group) if math.isfinite(value)]
+    return math.fsum(values) / len(values) if values else float("nan")
+
+
+def _spread(group: Sequence[RunRecord], measure: Measure, say: Callable[[float], str]) -> str:
+    """Mean, and the standard deviation over seeds where there are several."""
+    values = [value for value in (measure(run) for run in group) if math.isfinite(value)]
+    if not values:
+        return MISSING
+    mean = say(math.fsum(values) / len(values))
+    return f"{mean} ± {say(float(np.std(values, ddof=1)))}" if len(values) > 1 else mean
+
+
+def _loss(run: RunRecord) -> float:
+    return run.macro_loss[1]
+
+
+def _accuracy(run: RunRecord) -> float:
+    return run.accuracy.macro[1]
+
+
+def _entries(groups: dict[str, list[RunRecord]]) -> list[Entry]:
+    losses = {label: _mean(group, _loss) for label, group in groups.items()}
+    accuracies = {label: _mean(group, _accuracy) for label, group in groups.items()}
+    least = min((v for v in losses.values() if math.isfinite(v)), default=float("nan"))
+    most = max((v for v in accuracies.values() if math.isfinite(v)), default=float("nan"))
+    return [
+        Entry(
+            name=bdi(label),
+            colour=_colour(slot),
+            runs=len(group),
+            seeds=", ".join(str(run.seed) for run in group if run.seed is not None),
+            loss_before=number(_mean(group, lambda run: run.macro_loss[0])),
+            loss=_spread(group, _loss, number),
+            accuracy=_spread(group, _accuracy, lambda v: percent(v, 1)),
+            tokens=count(_mean(group, lambda run: float(np.nansum(run.tokens)))),
+            wall=duration(_mean(group, lambda run: run.wall_seconds)),
+            cost=percent(_mean(group, lambda run: run.cost)),
+            best_loss=losses[label] == least,
+            best_accuracy=accuracies[label] == most,
+        )
+        for slot, (label, group) in enumerate(groups.items())
+    ]
+
+
+def _sentences(groups: dict[str, list[RunRecord]]) -> list[Markup]:
+    ranked = sorted(
+        ((_mean(group, _loss), label) for label, group in groups.items()),
+        key=lambda item: (not math.isfinite(item[0]), item[0]),
+    )
+    ranked = [item for item in ranked if math.isfinite(item[0])]
+    said = []
+    if len(ranked) > 1:
+        (best, first), (second, runner_up) = ranked[0], ranked[1]
+        said.append(
+            Markup("Lowest held-out loss, averaged over subsets: <b>{} with {}</b>, then {} with {}.").format(
+                _label(first), number(best), _label(runner_up), number(second)
+            )
+        )  # fmt: skip
+    fewest = min(len(group) for group in groups.values())
+    if fewest < 3:
+        said.append(
+            Markup("{} per policy: a difference this page shows may be chance.").format(
+                plural(fewest, "seed")
+            )
+        )
+    steps = {run.last_step for group in groups.values() for run in group}
+    if len(steps) > 1:
+        said.append(
+            Markup("The runs differ in length ({} steps).").format(
+                ", ".join(str(step) for step in sorted(steps))
+            )
+        )
+    return said
+
+
+def _label(label: str) -> Markup:
+    words = policy_words(label)
+    return bdi(words) if words == label else Markup("{}").format(words)
+
+
+# --- charts ---------------------------------------------------------------------------------------
+
+
+def _train_chart(groups: dict[str, list[RunRecord]], charts: Charts) -> Markup:
+    lines = []
+    for slot, (label, group) in enumerate(groups.items()):
+        for run in group:
+            loss = run.steps.loss
+            if not np.isfinite(loss).any():
+                continue
+            few = thinned(len(loss))
+            mean = smooth(loss, np.ones(len(loss)), max(3, round(len(loss) / 12)))
+            lines.append(_line(slot, label, run.steps.step[few], mean[few]))
+    return _chart(groups, lines, charts, "Train loss over steps (running mean) by policy")
+
+
+def _heldout_chart(groups: dict[str, list[RunRecord]], charts: Charts) -> Markup:
+    lines = []
+    for slot, (label, group) in enumerate(groups.items()):
+        for run in group:
+            steps = np.array([float(evaluation.step) for evaluation in run.evaluations])
+            loss = np.array([evaluation.macro_loss for evaluation in run.evaluations])
+            if np.isfinite(loss).sum() > 1:
+                lines.append(_line(slot, label, steps, loss, marker=True))
+    return _chart(
+        groups, lines, charts, "Held-out loss averaged over subsets, over steps, by policy"
+    )
+
+
+def _line(slot: int, label: str, x: FloatArray, y: FloatArray, *, marker: bool = False) -> Line:
+    key = slot if slot < COLOURS else None
+    style = DASHED if 4 <= slot < COLOURS else "solid"
+    return Line(_colour(slot), x, y, label, style=style, marker=marker, key=key)
+
+
+def _chart(
+    groups: dict[str, list[RunRecord]], lines: list[Line], charts: Charts, text: str
+) -> Markup:
+    if not lines:
+        return Markup("")
+    end = max(run.last_step for group in groups.values() for run in group)
+    told = "; ".join(f"{label} ends at {number(_mean(g, _loss))}" for label, g in groups.items())
+    return Markup(charts.both(Panel(lines, end), f"{text}. Held-out: {told}."))
+
+
+# --- subsets by policies --------------------------------------------------------------------------
+
+
+def _table(
+    names: Sequence[str],
+    groups: dict[str, list[RunRecord]],
+    value: Callable[[RunRecord, int], float],
+    say: Callable[[float], str],
+    best: Callable[[list[float]], float] | None,
+) -> list[SubsetRow]:
+    numbers = np.array(
+        [
+            [
+                _mean([r for r in group if name in r.subsets], lambda r, n=name: value(r, r.subsets.index(n)))  # type: ignore[misc]
+                for group in groups.values()
+            ]
+            for name in names
+        ]
+    )  # fmt: skip
+    if not np.isfinite(numbers).any():
+        return []
+    most = float(np.nanmax(numbers)) or 1.0
+    rows = []
+    for name, line in zip(names, numbers, strict=True):
+        known = [float(number_) for number_ in line if math.isfinite(number_)]
+        top = best(known) if best is not None and len(known) > 1 else float("nan")
+        cells = [Cell(say(float(v)), bool(v == top), float(np.nan_to_num(v / most))) for v in line]
+        rows.append(SubsetRow(Markup("<bdi>{}</bdi>").format(visible(name)), cells))
+    return rows

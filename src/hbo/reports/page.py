@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 FULL_RUNS = 8
 
 
-def write_report(run_dirs: Sequence[Path | str] | Path | str, output: Path | str | None = None) -> Path:
+def write_report(
+    run_dirs: Sequence[Path | str] | Path | str, output: Path | str | None = None
+) -> Path:
     """Write the report of one run, or of several side by side.
 
     Args:

@@ -48,7 +48,8 @@ def read_run(folder: Path | str) -> RunRecord:
     path = folder / "run.jsonl"
     if not path.is_file():
         raise DataError(
-            "no run here: run.jsonl is missing; give the output_dir of `hbo train`", where=str(folder)
+            "no run here: run.jsonl is missing; give the output_dir of `hbo train`",
+            where=str(folder),
         )
     events = read_log(path)
     if not events:
@@ -78,7 +79,7 @@ def _build(folder: Path, events: Events, summary: Mapping[str, Any]) -> RunRecor
     config = _mapping(start.get("config"))
     names = _names(config, summary, events)
     steps = _steps(names, events)
-    draws_per_step = _draws_per_step(summary, steps)
+    draws_per_step = _draws_per_step(summary, events)
     updates = tuple(
         _update(names, event, draws_per_step) for event in events if event["event"] == "update"
     )
@@ -207,7 +208,9 @@ def _warning(event: Mapping[str, Any]) -> Warned:
 # --- the run as a whole -------------------------------------------------------------------------
 
 
-def _names(config: Mapping[str, Any], summary: Mapping[str, Any], events: Events) -> tuple[str, ...]:
+def _names(
+    config: Mapping[str, Any], summary: Mapping[str, Any], events: Events
+) -> tuple[str, ...]:
     """Every subset that anything mentions, in the order of the configuration."""
     names: dict[str, None] = dict.fromkeys(_mapping(summary.get("probabilities")))
     names.update(dict.fromkeys(_mapping(summary.get("subsets"))))
@@ -223,12 +226,15 @@ def _names(config: Mapping[str, Any], summary: Mapping[str, Any], events: Events
     return tuple(dict.fromkeys([*first, *names]))
 
 
-def _draws_per_step(summary: Mapping[str, Any], steps: Steps) -> float:
-    draws, count = _number(summary.get("draws")), _number(summary.get("steps"))
-    if draws > 0 and count > 0:
-        return draws / count
-    if len(steps.step) and steps.step[-1] > 0:
-        return float(steps.draws.sum() / steps.step[-1])
+def _draws_per_step(summary: Mapping[str, Any], events: Events) -> float:
+    """From totals: the summary's, or those of the last logged step."""
+    steps = [event for event in events if event["event"] == "step"]
+    for draws, count in (
+        (summary.get("draws"), summary.get("steps")),
+        *((event.get("draws"), event.get("step")) for event in steps[-1:]),
+    ):
+        if _number(draws) > 0 and _number(count) > 0:
+            return _number(draws) / _number(count)
     return NAN
 
 

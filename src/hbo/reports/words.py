@@ -44,7 +44,9 @@ def sentences(run: RunRecord) -> list[Markup]:
     """What changed, what it cost, where the draws went, and what got worse."""
     said = [_loss(run), _accuracy(run), _cost(run), _moves(run), _worse(run)]
     if not run.finished:
-        text = f"This run has no summary: it was stopped or is going on (last step: {run.last_step})."
+        text = (
+            f"This run has no summary: it was stopped or is going on (last step: {run.last_step})."
+        )
         said.insert(0, Markup("{}").format(text))
     return [sentence for sentence in said if sentence]
 

@@ -10,6 +10,7 @@ from hbo.config import LoadedConfig
 from hbo.config.explain import shorten
 from hbo.config.trl import TrainerSettings
 from hbo.errors import ConfigError, EnvironmentProblem
+from hbo.run.hub import hub_is_reachable, is_in_hub_cache
 from hbo.run.sources import looks_local
 
 Progress = Callable[[str], None]
@@ -57,8 +58,10 @@ def load_tokenizer(loaded: LoadedConfig, name: str, settings: TrainerSettings) -
     """The model's tokenizer, as SFTTrainer would set it up (end-of-sequence and padding tokens)."""
     from transformers import AutoTokenizer
 
+    options = _hub_options(loaded, ("model",), name, settings)
+
     def load() -> Any:
-        return AutoTokenizer.from_pretrained(name, **_revision(name, settings))
+        return AutoTokenizer.from_pretrained(name, **options)
 
     tokenizer = _from_pretrained(loaded, ("model",), name, "tokenizer", load)
     training = settings.training
@@ -105,7 +108,7 @@ def load_model(
         "attn_implementation": tuning.attn_implementation,
         **_quantization(tuning),
         **(settings.training.model_init_kwargs or {}),
-        **_revision(name, settings),
+        **_hub_options(loaded, path, name, settings),
     }
 
     def load() -> Any:
@@ -123,10 +126,21 @@ def _quantization(tuning: Any) -> dict[str, Any]:
     return {"quantization_config": quantization, "device_map": get_kbit_device_map()}
 
 
-def _revision(name: str, settings: TrainerSettings) -> dict[str, Any]:
-    """What a hub needs to know besides the name."""
+def _hub_options(loaded: LoadedConfig, path: tuple[str, ...], name: str, settings: TrainerSettings) -> dict[str, Any]:
+    """What a hub needs to know besides the name; nothing for a local folder."""
     trust = {"trust_remote_code": True} if settings.training.trust_remote_code else {}
-    return trust if Path(name).is_dir() else {**trust, "revision": settings.tuning.model_revision}
+    if Path(name).is_dir():
+        return trust
+    revision = settings.tuning.model_revision
+    if hub_is_reachable():
+        return {**trust, "revision": revision}
+    if is_in_hub_cache(name, revision):
+        return {**trust, "revision": revision, "local_files_only": True}
+    raise EnvironmentProblem(
+        f"model: {name!r} is no local folder, and the hub cannot be reached to look for it;"
+        " check the network, or name a folder or one of `hbo assets list`",
+        where=loaded.document.place(path),
+    )
 
 
 def _from_pretrained(
@@ -136,38 +150,13 @@ def _from_pretrained(
 
     try:
         return load()
-    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
+    except hub.HfHubHTTPError as error:
         raise loaded.error(path, f"the hub has no {what} {name!r}: {shorten(str(error), 160)}") from None
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        if not Path(name).is_dir() and _unreachable(error):
-            raise EnvironmentProblem(
-                f"model: {name!r} is no local folder, and the hub cannot be reached to look for it;"
-                " check the network, or name a folder or one of `hbo assets list`",
-                where=loaded.document.place(path),
-            ) from error
         if isinstance(error, OSError) and error.errno is not None:
+            raise
+        if "out of memory" in str(error).lower() or "can't allocate" in str(error).lower():
             raise
         raise loaded.error(
             path, f"the {what} of {name!r} cannot be loaded: {shorten(str(error), 200)}"
         ) from error
-
-
-def _unreachable(error: BaseException) -> bool:
-    from huggingface_hub import errors as hub
-
-    here: BaseException | None = error
-    for _ in range(10):
-        if here is None:
-            break
-        absent = isinstance(here, hub.RepositoryNotFoundError | hub.RevisionNotFoundError)
-        if absent or isinstance(here, hub.EntryNotFoundError) and not isinstance(
-            here, hub.LocalEntryNotFoundError
-        ):
-            return False
-        if isinstance(here, ConnectionError | TimeoutError | hub.OfflineModeIsEnabled):
-            return True
-        if isinstance(here, hub.LocalEntryNotFoundError | hub.HfHubHTTPError):
-            return True
-        here = here.__cause__ or here.__context__
-    text = str(error)
-    return "couldn't connect" in text or "connect to the Internet" in text or "Can't load" in text

@@ -13,6 +13,7 @@ from hbo.config.explain import nearest, shorten
 from hbo.config.schema import DatasetSection
 from hbo.data.readers import READERS, OnBad, Record, read_records
 from hbo.errors import ConfigError, EnvironmentProblem
+from hbo.run.hub import hub_is_reachable
 
 BUILDERS = frozenset({"json", "csv", "parquet"})
 """Words that ``datasets.load_dataset`` takes as a path to mean plain files of that kind."""
@@ -217,21 +218,20 @@ def _from_hub(
     loaded: LoadedConfig, name: str, section: DatasetSection, split: str
 ) -> list[Record]:
     import datasets
-    from huggingface_hub import errors as hub
 
-    datasets.disable_progress_bars()
     place = ("datasets", name, "path")
+    if not hub_is_reachable():
+        raise EnvironmentProblem(
+            f"datasets.{name}.path: {section.path!r} is no local path, and the hub cannot be reached;"
+            " check the network, or name local data_files",
+            where=loaded.document.place(place),
+        )
+    datasets.disable_progress_bars()
     arguments: dict[str, Any] = {"name": section.name, "data_dir": section.data_dir}
     try:
         rows = datasets.load_dataset(
             section.path, data_files=section.data_files, split=split, **arguments
         )
-    except (ConnectionError, TimeoutError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError) as error:
-        raise EnvironmentProblem(
-            f"datasets.{name}.path: {section.path!r} is no local path, and the hub cannot be reached"
-            f" ({type(error).__name__}); check the network, or name local data_files",
-            where=loaded.document.place(place),
-        ) from error
     except (FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise loaded.error(
             place, f"{section.path!r} cannot be loaded: {shorten(str(error), 200)}"

@@ -13,6 +13,7 @@ from hbo.errors import ConfigError, StateError
 from hbo.mixture import FloatArray, IntArray
 
 _TOLERANCE = 1e-9
+_NEGLIGIBLE = 1e-200  # a smaller share counts as 0: its factor would leave floating point
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +113,7 @@ class Limits:
         if (shares >= low - _TOLERANCE).all() and (shares <= high + _TOLERANCE).all():
             return probabilities
         wanted = project_shares(shares, low, high)
-        raised = (shares <= 0) & (wanted > 0)
+        raised = (shares <= _NEGLIGIBLE) & (wanted > 0)
         if raised.any() and sizes is None:
             raise StateError(
                 f"subset number {int(np.flatnonzero(raised)[0])} has probability 0 but its limits "
@@ -162,10 +163,10 @@ def project_shares(shares: FloatArray, low: FloatArray, high: FloatArray) -> Flo
     """
     if low.sum() > 1 + _TOLERANCE or high.sum() < 1 - _TOLERANCE or (low > high).any():
         raise ConfigError("no shares satisfy the limits: floors over 1, caps under 1, or crossed")
-    positive = shares > 0
+    positive = shares > _NEGLIGIBLE
     spare = 1 - np.where(positive, high, low).sum()
     if spare <= _TOLERANCE:
-        return _fill(shares, low, high, 1.0)
+        return _fill(np.where(positive, shares, 0.0), low, high, 1.0)
     result = high.copy()
     idle = ~positive
     result[idle] = _fill(np.ones(idle.sum()), low[idle], high[idle], 1 - high[positive].sum())

@@ -1,0 +1,180 @@
+"""From datasets to a mixture in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hbo.data.assemble import BuiltMixture as BuiltMixture
+from hbo.data.assemble import assemble as assemble
+from hbo.data.assemble import check_plan
+from hbo.data.readers import Record
+from hbo.data.rendering import Renderer
+from hbo.data.scores import Notice, Progress, difficulty_of, measure_subsets, needs_model
+from hbo.data.scores import column_scores as column_scores
+from hbo.data.scores import split_statistics as split_statistics
+from hbo.data.subset import (
+    EncodedSubset,
+    SkippedRecords,
+    Subset,
+    check_alone,
+    encode_subset,
+    load_subset,
+)
+from hbo.difficulty.metrics import NEEDS_ALONE
+from hbo.errors import ConfigError, DataError
+from hbo.sampling.limits import Limits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def build_mixture(
+    subsets: Mapping[str, Iterable[Mapping[str, Any]]],
+    *,
+    difficulty: str = "ifd",
+    groups: int = 4,
+    model: PreTrainedModel | str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    scoring_model: PreTrainedModel | str | None = None,
+    weights: Mapping[str, float] | None = None,
+    limits: Limits | None = None,
+    max_length: int | None = 1024,
+    truncation_mode: str = "keep_start",
+    completion_only: bool | None = None,
+    assistant_only: bool | None = None,
+    chat_template: str | None = None,
+    marked_template: str | None = None,
+    on_bad_record: str = "error",
+    cache_dir: str | Path | None = None,
+    tokens_per_batch: int = 4096,
+    progress: Progress | None = None,
+    notice: Notice | None = None,
+) -> BuiltMixture:
+    """From datasets to a mixture in one call: normalise, encode, score, cut into groups, lay out.
+
+    The same pass that scores difficulty gives the loss under the untouched ``model``, from which
+    relative perplexity (Eq. 8 of arXiv 2505.12300) is computed; with another ``scoring_model`` that
+    takes a pass of its own.
+
+    Args:
+        subsets: By name, a ``datasets.Dataset`` or a list of dicts in any format of
+            ``hbo.data.formats``.
+        difficulty: A name in ``METRICS``, or ``column:NAME`` for numbers that the records hold.
+        groups: G, difficulty groups of each subset.
+        model: The model to be trained, or its path; not needed for ``length`` and ``column:NAME``.
+        tokenizer: Its tokenizer; ``None`` loads the one that belongs to ``model``.
+        scoring_model: Measures difficulty in place of ``model``; it must share its tokenizer.
+        weights: Share of draws of every subset; ``None``: the policy's prior decides by size.
+        limits: Floors and caps; ``None``: none.
+        max_length: Tokens at which an example is cut, as ``SFTConfig.max_length``.
+        truncation_mode: As in ``Renderer``; likewise the four that follow.
+        completion_only: See ``Renderer``.
+        assistant_only: See ``Renderer``.
+        chat_template: See ``Renderer``.
+        marked_template: See ``Renderer``.
+        on_bad_record: ``error``, or ``skip`` (with a notice).
+        cache_dir: Folder in which scores are kept; ``None``: nowhere.
+        tokens_per_batch: Padded tokens of a scoring batch.
+        progress: Called with (examples done, in all) while scoring.
+        notice: Called with a line on skipped or dropped records and damaged caches.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range, or a model or tokenizer is missing.
+        DataError: A record is unusable, or a subset is empty.
+
+    Example:
+        >>> from transformers import AutoTokenizer  # doctest: +SKIP
+        >>> build_mixture({"arabic": ds_ar, "german": ds_de}, model=model)  # doctest: +SKIP
+    """
+    scored_by = scoring_model if scoring_model is not None else model
+    if needs_model(difficulty) and scored_by is None:
+        raise ConfigError(
+            f"difficulty {difficulty!r} is measured on a model: pass model= or scoring_model=, "
+            "or use 'length' or 'column:NAME'"
+        )
+    check_plan(tuple(subsets), weights, limits)  # before hours of scoring, not after
+    notice = notice or (lambda line: None)
+    tokenizer = tokenizer or _tokenizer_of(model)
+    renderer = Renderer(
+        tokenizer,
+        max_length=max_length,
+        truncation_mode=truncation_mode,
+        completion_only=completion_only,
+        assistant_only=assistant_only,
+        chat_template=chat_template,
+        marked_template=marked_template,
+    )
+    loaded, encoded = _encoded(subsets, renderer, SkippedRecords(on_bad_record), notice)
+    alone = difficulty in NEEDS_ALONE
+    for name in encoded if alone else ():
+        check_alone(difficulty, loaded[name], encoded[name])
+    measure = partial(
+        measure_subsets,
+        encoded=encoded,
+        pad_id=tokenizer.pad_token_id or 0,
+        cache_dir=cache_dir,
+        tokens_per_batch=tokens_per_batch,
+        progress=progress,
+        notice=notice,
+    )
+    first = None if model is None else measure(model, alone=alone and scoring_model is None)
+    scored = first
+    if scoring_model is not None and needs_model(difficulty):
+        scored = measure(scoring_model, alone=alone)
+    return assemble(
+        encoded,
+        difficulty_of(difficulty, loaded, encoded, scored),
+        groups=groups,
+        first_losses=None if first is None else {name: s.loss for name, s in first.items()},
+        weights=weights,
+        limits=limits,
+    )
+
+
+def _encoded(
+    subsets: Mapping[str, Iterable[Mapping[str, Any]]],
+    renderer: Renderer,
+    bad: SkippedRecords,
+    notice: Notice,
+) -> tuple[dict[str, Subset], dict[str, EncodedSubset]]:
+    """Canonical and encoded examples, with a notice of what was left out."""
+    loaded = {name: load_subset(name, _records(name, rows), bad) for name, rows in subsets.items()}
+    encoded = {
+        name: encode_subset(subset, renderer, on_bad=bad.on_bad) for name, subset in loaded.items()
+    }
+    for place, message in bad.skipped:
+        notice(f"{place}: skipped: {message}")
+    for name, subset in encoded.items():
+        if len(subset.dropped):
+            notice(
+                f"subset {name!r}: {len(subset.dropped)} examples dropped, "
+                "as truncation left no response"
+            )
+    return loaded, encoded
+
+
+def _records(name: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
+    if isinstance(rows, Mapping):  # a DatasetDict, whose iteration gives the names of its splits
+        raise DataError(
+            f"subset {name!r} holds splits ({', '.join(map(str, rows))}): pass one of them"
+        )
+    for number, row in enumerate(rows):
+        where = f"subset {name!r}: row {number}"
+        if not isinstance(row, Mapping):
+            raise DataError(f"expected a dict, got {type(row).__name__}", where=where)
+        yield Record(None, dict(row), where)
+
+
+def _tokenizer_of(model: PreTrainedModel | str | None) -> PreTrainedTokenizerBase:
+    path = model if isinstance(model, str) or model is None else model.name_or_path
+    if not path:
+        raise ConfigError("the model does not say which tokenizer belongs to it: pass tokenizer=")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no tokenizer at {path!r}: pass tokenizer= ({error})") from error

@@ -1,0 +1,176 @@
+"""How many draws a run makes, what each cell gets of them, and what the signals cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hbo.balancer import Balancer
+from hbo.config import LoadedConfig
+from hbo.errors import ConfigError
+from hbo.mixture import FloatArray, IntArray, Mixture
+from hbo.policies import Policy, make_policy
+from hbo.sampling.limits import Limits
+from hbo.signals import GRADIENT_NORM, WHOLE_SIGNALS
+
+BACKWARD = 3.0
+"""Cost of a forward and a backward pass, in forward passes."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The size of a run.
+
+    Args:
+        steps: Optimiser steps.
+        draws_per_step: Examples of one step, all ranks and accumulation steps together.
+    """
+
+    steps: int
+    draws_per_step: int
+
+    @property
+    def draws(self) -> int:
+        """Examples drawn in the whole run."""
+        return self.steps * self.draws_per_step
+
+
+def make_budget(training: Any, num_examples: int, world_size: int) -> Budget:
+    """Steps and draws, as Trainer counts them: ``max_steps``, else epochs of the summed sizes.
+
+    Args:
+        training: ``SFTConfig``.
+        num_examples: N, training examples of all subsets.
+        world_size: Processes.
+    """
+    split = bool(training.accelerator_config.split_batches)
+    per_step = training.train_batch_size * training.gradient_accumulation_steps
+    per_step *= 1 if split else world_size
+    if training.max_steps > 0:
+        return Budget(int(training.max_steps), int(per_step))
+    steps = math.ceil(training.num_train_epochs * math.ceil(num_examples / per_step))
+    return Budget(max(steps, 1), int(per_step))
+
+
+def policy_of(loaded: LoadedConfig) -> Policy:
+    """The policy that the configuration names, with its fields."""
+    balance = loaded.config.balance
+    return make_policy(balance.policy, balance.fields)
+
+
+def start_probabilities(
+    loaded: LoadedConfig,
+    mixture: Mixture,
+    budget: Budget,
+    limits: Limits,
+    weights: FloatArray | None,
+) -> tuple[FloatArray, int]:
+    """(K, G) draw probabilities before any update, and the lag; refuses impossible settings.
+
+    Raises:
+        ConfigError: The balancer refuses the settings, at the configuration's line where known.
+    """
+    balance = loaded.config.balance
+    try:
+        balancer = Balancer(
+            mixture,
+            policy_of(loaded),
+            seed=loaded.config.seed,
+            draws_per_step=budget.draws_per_step,
+            lag=balance.lag,
+            limits=limits,
+            weights=weights,
+            unit=balance.unit,
+        )
+    except ConfigError as error:
+        raise ConfigError(error.message, where=loaded.document.place(("balance",))) from None
+    return balancer.probabilities, balancer.lag
+
+
+def check_passes(loaded: LoadedConfig, mixture: Mixture, budget: Budget, limits: Limits) -> None:
+    """Refuse a run that draws more than ``max_passes`` of all subsets together allow.
+
+    Raises:
+        ConfigError: It does; the message names the numbers.
+    """
+    caps = limits.max_draws(mixture.subset_sizes)
+    if (caps < 0).any() or int(caps.sum()) >= budget.draws:
+        return
+    key = "max_steps" if "max_steps" in loaded.config.training else "num_train_epochs"
+    path: tuple[str, ...] = ("training", key)
+    if key not in loaded.config.training:
+        name = next(n for n, s in loaded.config.datasets.items() if s.max_passes is not None)
+        path = ("datasets", name, "max_passes")
+    raise loaded.error(
+        path,
+        f"the run draws {budget.draws} examples ({budget.steps} steps of {budget.draws_per_step}),"
+        f" but max_passes of all datasets allow {int(caps.sum())} draws; lower"
+        " training.max_steps or raise max_passes",
+    )
+
+
+def expected_draws(probabilities: FloatArray, draws: int, caps: IntArray) -> FloatArray:
+    """(K, G) expected draws if the probabilities stayed as they are, within the caps.
+
+    A subset that reaches its cap leaves its further draws to the others, in their ratios.
+
+    Args:
+        probabilities: (K, G) joint.
+        draws: Of the whole run.
+        caps: (K,) most draws of each subset; -1 for none.
+
+    Example:
+        >>> expected_draws(np.array([[0.5], [0.5]]), 100, np.array([20, -1])).tolist()
+        [[20.0], [80.0]]
+    """
+    shares = probabilities.sum(axis=1)
+    limit = np.where(caps < 0, np.inf, caps.astype(np.float64))
+    got = np.zeros(len(shares))
+    open_ = shares > 0
+    for _ in range(len(shares) + 1):
+        rest = draws - got[~open_].sum()
+        got[open_] = rest * shares[open_] / shares[open_].sum()
+        over = open_ & (got > limit)
+        if not over.any():
+            break
+        got[over] = limit[over]
+        open_ &= ~over
+        if not open_.any():
+            break
+    inside = np.divide(probabilities, shares[:, None], where=shares[:, None] > 0, out=0 * probabilities)
+    return np.asarray(inside * got[:, None], dtype=np.float64)
+
+
+def signal_cost(loaded: LoadedConfig, mixture: Mixture, budget: Budget, policy: Policy) -> dict[str, Any]:
+    """What balancing adds to training, in passes over examples, and as a share of training's work.
+
+    A training pass counts as three forward passes (one forward, and a backward of twice the cost).
+
+    Returns:
+        ``probed``: names of signals that need extra passes; ``updates``: how many; forward and
+        backward passes of all probes; ``share``: of training's work.
+    """
+    from hbo.integrations.engine import signals_to_probe
+
+    balance = loaded.config.balance
+    probed = signals_to_probe(policy.needs, balance.signals)
+    updates = budget.steps // policy.interval if policy.needs else 0
+    per_cell = math.ceil(balance.probe_examples / mixture.num_groups)
+    cells = int(np.minimum(mixture.sizes, per_cell).sum())
+    subsets = int(np.minimum(mixture.subset_sizes, balance.probe_examples).sum())
+    losses = probed - WHOLE_SIGNALS - {GRADIENT_NORM}
+    forward = cells if losses else 0
+    backward = cells * (GRADIENT_NORM in probed) + subsets * len(probed & WHOLE_SIGNALS)
+    work = updates * (forward + BACKWARD * backward)
+    return {
+        "observed": sorted(policy.needs - probed),
+        "probed": sorted(probed),
+        "updates": updates,
+        "forward_passes": updates * forward,
+        "backward_passes": updates * backward,
+        "training_passes": budget.draws,
+        "share": work / (BACKWARD * budget.draws),
+    }

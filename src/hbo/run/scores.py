@@ -1,0 +1,205 @@
+"""Difficulty scores of a prepared mixture, from the cache or from the model; then the mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from hbo.data.build import BuiltMixture, assemble, column_scores, split_statistics
+from hbo.data.subset import COLUMN
+from hbo.difficulty.metrics import NEEDS_ALONE, ResponseStatistics, difficulty_scores
+from hbo.errors import EnvironmentProblem
+from hbo.measure.examples import Encoded
+from hbo.mixture import FloatArray
+from hbo.run.caches import scores_dir
+from hbo.run.models import load_model
+from hbo.run.prepare import Prepared
+from hbo.sampling.limits import Limits
+
+Done = Callable[[int, int], None]
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What scoring found, per subset.
+
+    Args:
+        difficulty: (n_k,) scores, higher is harder.
+        first_losses: (n_k,) losses under the untouched model; ``None`` where not measured.
+    """
+
+    difficulty: Mapping[str, FloatArray]
+    first_losses: Mapping[str, FloatArray] | None
+
+
+class _NotScored(Exception):
+    """The cache lacks something, and nobody may load a model."""
+
+
+def is_measured(metric: str) -> bool:
+    """Whether a metric needs a model at all."""
+    return metric != "length" and not metric.startswith(COLUMN)
+
+
+def cached_scores(prepared: Prepared) -> Scores | None:
+    """Scores without loading a model: of metrics that need none, or where the cache has them all."""
+
+    def refuse(_path: tuple[str, ...]) -> NoReturn:
+        raise _NotScored
+
+    try:
+        return _scores(prepared, refuse, with_first=False)
+    except (_NotScored, EnvironmentProblem, OSError):
+        return None
+
+
+def measured_scores(
+    prepared: Prepared, done: Done | None = None, notice: Notice | None = None
+) -> Scores:
+    """Scores and first losses, measuring what the cache lacks.
+
+    The first loss, under the model that will be trained, comes from the scoring pass itself where
+    the scoring model is that model; another scoring model costs a pass more.
+
+    Args:
+        prepared: The mixture's tokens.
+        done: Told of examples done, and of all.
+        notice: Told of damaged caches.
+    """
+
+    def load(path: tuple[str, ...]) -> Any:
+        name = prepared.model if path == ("model",) else prepared.scoring_model
+        model = load_model(prepared.loaded, name, prepared.settings, path)
+        return model.to(prepared.settings.training.device)
+
+    return _scores(prepared, load, with_first=True, done=done, notice=notice)
+
+
+def _scores(
+    prepared: Prepared,
+    load: Callable[[tuple[str, ...]], Any],
+    *,
+    with_first: bool,
+    done: Done | None = None,
+    notice: Notice | None = None,
+) -> Scores:
+    config = prepared.loaded.config
+    metric = config.difficulty.metric
+    own = ("model",)
+    other = ("difficulty", "scoring_model")
+    same = prepared.scoring_model == prepared.model
+
+    def measure(path: tuple[str, ...], alone: bool) -> dict[str, ResponseStatistics]:
+        return _statistics(prepared, path, alone, lambda: load(path), done, notice)
+
+    alone = metric in NEEDS_ALONE
+    first = measure(own, alone and same) if with_first else None
+    first_losses = first and {name: part.loss for name, part in first.items()}
+    if metric.startswith(COLUMN):
+        trains = {part.name: part.train for part in prepared.parts}
+        return Scores(column_scores(metric, trains, prepared.encoded), first_losses)
+    if not is_measured(metric):
+        found = {part.name: _without_model(part.encoded.encoded) for part in prepared.parts}
+    elif first is not None and same:
+        found = first
+    else:
+        found = measure(own if same else other, alone)
+    return Scores({n: difficulty_scores(metric, part) for n, part in found.items()}, first_losses)
+
+
+def _without_model(encoded: tuple[Encoded, ...]) -> ResponseStatistics:
+    tokens = np.array([example.response_tokens for example in encoded], dtype=np.float64)
+    return ResponseStatistics(np.full(len(tokens), np.nan), None, tokens)
+
+
+def _statistics(
+    prepared: Prepared,
+    path: tuple[str, ...],
+    alone: bool,
+    load: Callable[[], Any],
+    done: Done | None,
+    notice: Notice | None,
+) -> dict[str, ResponseStatistics]:
+    from hbo.measure.scoring import score_examples
+
+    config = prepared.loaded.config
+    name = prepared.model if path == ("model",) else prepared.scoring_model
+    folder = _folder(prepared, name)
+    model = None
+    if folder is None:
+        # A hub model that was never fetched has no scores either; fetching it gives it a folder.
+        model = load()
+        folder = _folder(prepared, name)
+    key = _key(prepared, folder) if folder is not None else ""
+    encoded = [example for part in prepared.parts for example in part.encoded.encoded]
+    statistics = score_examples(
+        load if model is None else model,
+        encoded,
+        alone=alone,
+        cache_dir=scores_dir(config) if folder is not None else None,
+        key=key,
+        tokens_per_batch=config.difficulty.tokens_per_batch,
+        pad_id=prepared.tokenizer.pad_token_id or 0,
+        progress=done,
+        notice=notice,
+    )
+    return split_statistics(statistics, prepared.encoded)
+
+
+def _folder(prepared: Prepared, name: str) -> Path | None:
+    """The folder that holds a model's weights: a local one, or the hub client's."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(name).is_dir():
+        return Path(name)
+    found = try_to_load_from_cache(
+        name, "config.json", revision=prepared.settings.tuning.model_revision
+    )
+    folder = Path(found).parent if isinstance(found, str) else None
+    weights = folder is not None and any(folder.glob("*.safetensors"))
+    return folder if weights else None
+
+
+def _key(prepared: Prepared, folder: Path) -> str:
+    from hbo.measure.fingerprints import model_fingerprint, scoring_fingerprint
+
+    tuning = prepared.settings.tuning
+    return scoring_fingerprint(
+        model_fingerprint(folder),
+        dtype=str(tuning.dtype),
+        quantised=[tuning.load_in_8bit, tuning.load_in_4bit],
+    )
+
+
+def build(prepared: Prepared, scores: Scores) -> BuiltMixture:
+    """The mixture that a trainer draws from."""
+    config = prepared.loaded.config
+    given = [section.weight for section in config.datasets.values()]
+    weights = None
+    if config.weights is not None:
+        weights = {name: float(w or 0.0) for name, w in zip(config.datasets, given, strict=True)}
+    return assemble(
+        prepared.encoded,
+        scores.difficulty,
+        groups=config.difficulty.groups,
+        first_losses=scores.first_losses,
+        weights=weights,
+        limits=limits_of(prepared),
+    )
+
+
+def limits_of(prepared: Prepared) -> Limits:
+    """Floors and caps of the configuration, in the order of the subsets."""
+    sections = prepared.loaded.config.datasets.values()
+    return Limits(
+        np.array([section.min_share for section in sections]),
+        np.array([section.max_share for section in sections]),
+        np.array(
+            [np.inf if section.max_passes is None else section.max_passes for section in sections]
+        ),
+    )

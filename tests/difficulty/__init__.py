@@ -1,0 +1,1 @@
+"""Tests of difficulty metrics and groups."""

@@ -1,0 +1,213 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hbo.errors import ConfigError, EnvironmentProblem
+from hbo.measure import scoring
+from hbo.measure.fingerprints import (
+    examples_fingerprint,
+    model_fingerprint,
+    scoring_fingerprint,
+)
+from hbo.measure.response import response_statistics
+from hbo.measure.scoring import score_examples
+from tests.measure.cases import random_examples
+from tests.support.tiny import save_tiny, tiny_model
+
+
+@pytest.fixture
+def examples():
+    return random_examples(10)
+
+
+class Counting:
+    """A scoring model that counts the rows it ran, and can be killed at one."""
+
+    def __init__(self, killed_at=None):
+        self.model, self.rows = tiny_model(), 0
+        self.killed_at = killed_at
+        self.model.register_forward_pre_hook(self.count, with_kwargs=True)
+
+    def count(self, _module, _args, kwargs):
+        self.rows += len(kwargs["input_ids"])
+        if self.killed_at is not None and self.rows >= self.killed_at:
+            raise KeyboardInterrupt
+
+
+def score(model, examples, folder, **settings):
+    settings = {"key": "model-a", "shard_size": 4, "alone": True} | settings
+    return score_examples(model, examples, cache_dir=folder, **settings)
+
+
+def assert_same(found, expected):
+    np.testing.assert_array_equal(found.loss, expected.loss)
+    np.testing.assert_array_equal(found.alone_loss, expected.alone_loss)
+    np.testing.assert_array_equal(found.response_tokens, expected.response_tokens)
+
+
+def test_scores_are_the_response_statistics_with_and_without_a_cache(examples, tmp_path):
+    model = tiny_model()
+    expected = response_statistics(model, examples, alone=True)
+    for found in (score(model, examples, tmp_path), score(model, examples, None)):
+        np.testing.assert_allclose(found.loss, expected.loss, atol=1e-6)
+        np.testing.assert_allclose(found.alone_loss, expected.alone_loss, atol=1e-6)
+
+
+def test_the_second_time_nothing_is_run_nor_loaded(examples, tmp_path):
+    first = score(tiny_model(), examples, tmp_path)
+    calls = []
+    again = score(
+        lambda: pytest.fail("loaded for nothing"),
+        examples,
+        tmp_path,
+        progress=lambda *call: calls.append(call),
+    )
+    assert_same(again, first)
+    assert calls[-1] == (20, 20)
+
+
+def test_the_passes_are_kept_apart(examples, tmp_path):
+    counting = Counting()
+    score(lambda: counting.model, examples, tmp_path, alone=False)
+    assert counting.rows == 10
+    score(lambda: counting.model, examples, tmp_path, alone=True)
+    assert counting.rows == 20
+
+
+def test_a_kill_loses_one_shard_at_most(examples, tmp_path):
+    whole = score(tiny_model(), examples, tmp_path / "whole", tokens_per_batch=1)
+    killed = Counting(killed_at=7)
+    with pytest.raises(KeyboardInterrupt):
+        score(killed.model, examples, tmp_path / "cut", tokens_per_batch=1)
+    assert len(list((tmp_path / "cut").iterdir())) == 1
+    resumed = Counting()
+    found = score(resumed.model, examples, tmp_path / "cut", tokens_per_batch=1)
+    assert resumed.rows == 20 - 4
+    assert_same(found, whole)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('"losses": [', '"losses": [1.0, '),
+        lambda _text: "",
+        lambda _text: "[]",
+        lambda _text: "null",
+        lambda text: json.dumps(json.loads(text) | {"schema": 0}),
+        lambda _text: b"\xff\xfe\x00",
+        lambda _text: '{"schema": 1, "sha256": 3, "losses": {}}',
+    ],
+    ids=["cut", "value", "empty", "list", "null", "schema", "bytes", "types"],
+)
+def test_a_damaged_shard_is_measured_again_with_a_notice(examples, tmp_path, damage):
+    first = score(tiny_model(), examples, tmp_path)
+    victim = sorted(tmp_path.iterdir())[0]
+    changed = damage(victim.read_text())
+    victim.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    notices, counting = [], Counting()
+    found = score(counting.model, examples, tmp_path, notice=notices.append)
+    assert_same(found, first)
+    assert 0 < counting.rows <= 4
+    assert len(notices) == 1 and str(victim) in notices[0] and "scored again" in notices[0]
+    score(lambda: pytest.fail("not repaired"), examples, tmp_path)
+
+
+def test_a_consistent_change_of_value_and_length_is_caught(examples, tmp_path):
+    score(tiny_model(), examples, tmp_path)
+    victim = sorted(tmp_path.iterdir())[0]
+    shard = json.loads(victim.read_text())
+    losses = shard["losses"][:-1]
+    victim.write_text(
+        json.dumps({"schema": 1, "losses": losses, "sha256": scoring._checksum(losses)})
+    )
+    notices = []
+    score(tiny_model(), examples, tmp_path, notice=notices.append)
+    assert len(notices) == 1
+
+
+def test_nan_survives_the_cache(tmp_path):
+    examples = random_examples(3)
+    examples[1].labels[:] = -100
+    first = score(tiny_model(), examples, tmp_path, alone=False)
+    again = score(lambda: pytest.fail("loaded"), examples, tmp_path, alone=False)
+    assert np.isnan(again.loss).tolist() == [False, True, False]
+    np.testing.assert_array_equal(again.loss, first.loss)
+
+
+@pytest.mark.parametrize("change", [{"key": "model-b"}, {"dtype": torch.bfloat16}])
+def test_another_key_or_precision_is_another_score(examples, tmp_path, change):
+    score(tiny_model(), examples, tmp_path)
+    counting = Counting()
+    score(counting.model, examples, tmp_path, **change)
+    assert counting.rows == 20
+
+
+def test_of_changed_or_appended_data_only_the_new_shards_are_measured(examples, tmp_path):
+    score(tiny_model(), examples[:8], tmp_path, alone=False)
+    counting = Counting()
+    score(counting.model, examples, tmp_path, alone=False)
+    assert counting.rows == 2
+    examples[0].labels[-2] = -100
+    score(counting.model, examples, tmp_path, alone=False)
+    assert counting.rows == 6
+
+
+def test_a_cache_without_a_key_is_refused(examples, tmp_path):
+    with pytest.raises(ValueError, match="key"):
+        score(tiny_model(), examples, tmp_path, key="")
+
+
+def test_a_cache_that_cannot_be_written_stops_before_any_work(examples, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentProblem, match="cannot write the score cache"):
+        score(lambda: pytest.fail("loaded"), examples, tmp_path / "file")
+
+
+def test_a_full_disk_keeps_the_shards_that_were_done(examples, tmp_path, monkeypatch):
+    replace, calls = scoring.os.replace, []
+
+    def full_from_the_second(*arguments):
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        replace(*arguments)
+
+    monkeypatch.setattr(scoring.os, "replace", full_from_the_second)
+    with pytest.raises(EnvironmentProblem, match="No space left on device"):
+        score(tiny_model(), examples, tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_model_fingerprints_tell_weights_configuration_and_precision_apart():
+    first = model_fingerprint(tiny_model())
+    assert first == model_fingerprint(tiny_model())
+    assert first != model_fingerprint(tiny_model(seed=1))
+    assert first != model_fingerprint(tiny_model().bfloat16())
+    other = tiny_model()
+    other.config.rms_norm_eps = 0.1
+    assert first != model_fingerprint(other)
+    trained = tiny_model()
+    with torch.no_grad():
+        trained.model.norm.weight[-1] += 1e-3
+    assert first != model_fingerprint(trained)
+
+
+def test_folder_fingerprints_follow_the_weights_and_not_the_place(tmp_path):
+    first = model_fingerprint(save_tiny(tmp_path / "a"))
+    assert first == model_fingerprint(str(save_tiny(tmp_path / "b")))
+    assert first != model_fingerprint(save_tiny(tmp_path / "c", seed=1))
+    (tmp_path / "d").mkdir()
+    with pytest.raises(ConfigError, match="no weights"):
+        model_fingerprint(tmp_path / "d")
+
+
+def test_scoring_and_data_fingerprints():
+    assert scoring_fingerprint("a", x=1) == scoring_fingerprint("a", x=1)
+    assert scoring_fingerprint("a", x=1) != scoring_fingerprint("b", x=1)
+    assert scoring_fingerprint("a", x=1) != scoring_fingerprint("a", x=2)
+    examples = random_examples(3)
+    assert examples_fingerprint(examples) == examples_fingerprint(random_examples(3))
+    assert examples_fingerprint(examples) != examples_fingerprint(examples[::-1])
