@@ -101,6 +101,8 @@ REFUSED = [
     ({"input_ids": [1, 2], "labels": [-100, -100]}, "every label is -100"),
     ({"input_ids": "1 2"}, "list of whole numbers"),
     ({"input_ids": []}, "as long as each other"),
+    ({"text": "a\ud83d"}, "half of a surrogate pair"),
+    ({"messages": [USER, BOT | {"content": "\udc00"}]}, "half of a surrogate pair"),
     (CHAT | {"tools": "nonsense"}, "`tools` must be a list"),
     (CHAT | {"chat_template_kwargs": 3}, "must be an object"),
     ({"question": "a", "answer": "b"}, r"no known record format in its keys \(answer, question\)"),

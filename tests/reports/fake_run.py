@@ -122,15 +122,15 @@ class _Writer:
         self.log.write("start", config=self.config(), versions=versions, fingerprint="ab12" * 16)
         before = self.evaluate(0)
         steps = self.run.steps if self.run.finished else self.run.steps * 2 // 3
-        pending: list[tuple[int, np.ndarray, np.ndarray]] = []
-        share, local = self.share, self.local
+        pending: list[tuple[int, np.ndarray]] = []
+        share = self.share
         for step in range(1, steps + 1):
             while pending and pending[0][0] < step:
-                _, share, local = pending.pop(0)
+                _, share = pending.pop(0)
             self.step(step, share)
             if self.run.moves and step % self.run.interval == 0 and step < self.run.steps:
                 self.update(step)
-                pending.append((step + self.run.lag, self.share, self.local))
+                pending.append((step + self.run.lag, self.share))
         self.log.write("warning", step=7, code="passes", text=f"{self.names[-1]} passes 3 times")
         summary = self.summary(before, steps)
         if self.run.finished:

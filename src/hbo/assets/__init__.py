@@ -87,7 +87,7 @@ def resolve_model(name_or_path: str, progress: Progress | None = None) -> str:
         ConfigError: The name is that of a mixture, or a misspelt asset.
     """
     if is_asset(name_or_path):
-        if ASSETS[name_or_path].kind != "model":
+        if find_asset(name_or_path).kind != "model":
             raise ConfigError(f"the asset {name_or_path!r} is a mixture, not a model")
         return str(pull(name_or_path, progress))
     models = [asset.name for asset in list_assets() if asset.kind == "model"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -20,8 +20,11 @@ _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_NO_ADVISORY_WAR
 @contextmanager
 def quiet_libraries(stdout: bool = False) -> Iterator[None]:
     """Hold back warnings and log lines of libraries; with ``stdout`` also what they print."""
-    added = [name for name in _ENVIRONMENT if name not in os.environ]
-    os.environ.update({name: _ENVIRONMENT[name] for name in added})
+    wanted = dict(_ENVIRONMENT)
+    if stdout or not sys.stderr.isatty():
+        wanted["TQDM_DISABLE"] = "1"
+    added = [name for name in wanted if name not in os.environ]
+    os.environ.update({name: wanted[name] for name in added})
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
@@ -40,15 +43,13 @@ def quiet_libraries(stdout: bool = False) -> Iterator[None]:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout; NaN and infinities become null."""
-    from hbo.runlog import finite
+    from hbo.run.files import json_text
 
-    print(json.dumps(finite(value), ensure_ascii=False, indent=2, allow_nan=False))
+    print(json_text(value), end="")
 
 
 def console() -> Console:
     """Where tables go: as wide as the terminal, at least 100 columns where there is none."""
-    import sys
-
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 120

@@ -153,8 +153,10 @@ class ChatRenderer:
             through, end = common_prefix_length(closed, full), len(closed)
         # The template may render the header otherwise, or tokens may merge over its end, but what
         # stands before the header must be the same, or the turn's place is unknown.
-        earliest = len(self.ids(messages[:turn], options=options)) if turn else len(opened)
-        if start < earliest or through < end or start >= end:
+        known = start == len(opened)
+        if not known and turn:
+            known = start >= len(self.ids(messages[:turn], options=options))
+        if not known or through < end or start >= end:
             raise DataError(
                 f"this chat template renders message {turn} differently when more follows, so the "
                 "assistant's tokens cannot be told apart: use a template with {% generation %} "

@@ -14,6 +14,7 @@ than guessed at: without a response there is nothing to train on.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ _SHAREGPT_ROLES = {
     "chatgpt": "assistant",
     "observation": "tool",
 }
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PASSED_ON = ("tools", "chat_template_kwargs")
 
 
@@ -61,7 +63,9 @@ def normalise(data: Mapping[str, Any], where: str | None = None) -> Example:
     try:
         for keys, convert in FORMATS.items():
             if present.keys() >= set(keys):
-                return convert(present) | _passed_on(present)
+                example = convert(present) | _passed_on(present)
+                _require_unicode(example)
+                return example
         for question, response in (
             ("prompt", "completion"),
             ("instruction", "output"),
@@ -280,6 +284,15 @@ def _with_response(messages: Messages, key: str) -> Messages:
 def _require_response(text: str, key: str) -> None:
     if not text.strip():
         raise DataError(f"a record without a response: `{key}` is empty")
+
+
+def _require_unicode(example: Example) -> None:
+    """Refuse half of a surrogate pair, which JSON can escape and no tokenizer can read."""
+    parts = [example.get(key, "") for key in ("prompt", "completion", "text", "messages")]
+    texts = [part for part in parts if isinstance(part, str)]
+    texts += [_content(message) for part in parts if isinstance(part, list) for message in part]
+    if any(not text.isascii() and _SURROGATE.search(text) for text in texts):
+        raise DataError("the text holds a broken character (half of a surrogate pair)")
 
 
 def _text(data: Mapping[str, Any], key: str) -> str:

@@ -101,7 +101,9 @@ class Renderer:
         kept[visible] = labels[visible]
         if len(ids[visible]) < 2 or not (kept[visible][1:] != IGNORED).any():
             return None
-        alone = self._alone(ids, kept, visible, chat=is_conversational(example))
+        alone = None
+        if (labels == IGNORED).any():  # there is a prompt, even if truncation took it away
+            alone = self._alone(ids, kept, visible.start, chat=is_conversational(example))
         return Encoded(ids[visible], kept[visible], *(alone or (None, None)))
 
     def _tokens(self, example: Example) -> tuple[_Tokens, _Tokens]:
@@ -168,20 +170,18 @@ class Renderer:
         return slice(len(labels) - self.max_length, len(labels))
 
     def _alone(
-        self, ids: _Tokens, labels: _Tokens, visible: slice, *, chat: bool
-    ) -> tuple[_Tokens, _Tokens] | None:
-        """The response without its prompt; ``None`` where there is no prompt.
+        self, ids: _Tokens, labels: _Tokens, first: int, *, chat: bool
+    ) -> tuple[_Tokens, _Tokens]:
+        """The response without its prompt.
 
         Args:
             ids: (T,) the whole example, before truncation.
-            labels: (T,) its labels, -100 outside ``visible``.
-            visible: The part that truncation keeps.
+            labels: (T,) its labels, -100 outside what truncation keeps.
+            first: The first token that truncation keeps.
             chat: Whether turns have a header.
         """
         labels = labels.copy()
-        labels[visible.start] = IGNORED  # nothing predicts a sequence's first token
-        if (labels[visible][1:] != IGNORED).all():
-            return None
+        labels[first] = IGNORED  # nothing predicts a sequence's first token
         start_ids = [self._first] if self._first is not None else []
         keep_first = chat and len(ids) > 0 and ids[0] == self.tokenizer.bos_token_id
         pieces, trained = [], []

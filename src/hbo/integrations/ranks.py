@@ -24,7 +24,7 @@ def add_over_ranks(array: FloatArray) -> FloatArray:
     if world()[1] == 1:
         return array
     device = "cpu" if dist.get_backend() == "gloo" else torch.accelerator.current_accelerator()
-    tensor = torch.as_tensor(array, dtype=torch.float64).to(device)
+    tensor = torch.tensor(array, dtype=torch.float64, device=device)  # a copy: reduced in place
     dist.all_reduce(tensor)
     return tensor.cpu().numpy()
 

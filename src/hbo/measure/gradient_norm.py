@@ -205,5 +205,5 @@ def _keep_checkpointing(module: nn.Module) -> None:
             "dropout" in name and isinstance(value, float) and value > 0
             for name, value in vars(layer).items()
         )
-        if not drops_out:
+        if not reentrant and not drops_out:
             layer.training = True

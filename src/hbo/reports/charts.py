@@ -12,7 +12,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDE, NARROW, CARD = (760, 270), (350, 230), (330, 150)
-DASHED = "dashed"
 
 # Stand-in colours; each is replaced by the CSS variable of that name.
 _STAND_INS = {
@@ -36,7 +35,7 @@ _STAND_INS = {
     **{f"--s{slot}": f"#0110{slot:02x}" for slot in range(8)},
     **{f"--g{slot}": f"#0120{slot:02x}" for slot in range(6)},
 }
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "font.size": 11.0,
     "font.family": "DejaVu Sans",  # Matplotlib brings it; the page's own font replaces it
     "svg.fonttype": "none",
@@ -60,7 +59,7 @@ class Line:
         y: Values, NaN where there is none.
         title: What a pointer resting on the line is told; plain text.
         errors: Standard errors, drawn as bars.
-        style: Matplotlib's line style.
+        dashed: Whether it is dashed, which tells it apart without colour.
         steps: Whether a value holds until the next one.
         marker: Whether each value has a dot.
         faint: Whether it stands behind the others.
@@ -72,7 +71,7 @@ class Line:
     y: FloatArray
     title: str = ""
     errors: FloatArray | None = None
-    style: str = "solid"
+    dashed: bool = False
     steps: bool = False
     marker: bool = False
     faint: bool = False
@@ -221,16 +220,17 @@ def _line(axes: Axes, line: Line, end: float) -> None:
     crowded = len(x) > 40
     container = axes.errorbar(
         x, y, yerr=line.errors,
-        color=_STAND_INS[line.colour], ls=(0, (4, 2)) if line.style == DASHED else line.style, lw=width,
-        errorevery=max(len(x) // 20, 1), elinewidth=1.1, capsize=2.5, capthick=1.1,
+        color=_STAND_INS[line.colour], ls=(0, (4, 2)) if line.dashed else "solid", lw=width,
+        errorevery=max(len(x) // 20, 1), elinewidth=1.1,
         marker="o" if line.marker and not crowded else "", ms=4.5, mew=0,
         alpha=0.45 if line.faint else None, zorder=2 if line.faint else 3,
         drawstyle="steps-post" if line.steps else "default",
     )  # fmt: skip
     if line.key is not None:
-        parts = [part for part in (container.lines[0], *container.lines[1]) if part is not None]
-        for part in [*parts, *container.lines[2]]:
-            part.set_gid(f"series-{line.key}")
+        data_line, caps, bars = container.lines
+        for part in (data_line, *caps, *bars):
+            if part is not None:  # Matplotlib leaves a line of markers out where there is none
+                part.set_gid(f"series-{line.key}")
 
 
 def _limits(axes: Axes, panel: Panel) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from hbo.reports.charts import DASHED, Charts, Line, Panel, smooth
+from hbo.reports.charts import Charts, Line, Panel, smooth
 from hbo.reports.plots import thinned
 from hbo.reports.record import FloatArray, RunRecord
 from hbo.reports.text import MISSING, count, duration, number, percent, plural, visible
@@ -84,8 +84,7 @@ def comparison(runs: Sequence[RunRecord], charts: Charts) -> Comparison:
     hidden = len(runs) - 8
     return Comparison(
         title=Markup("{} compared on {}").format(
-            plural(len(groups), "policy").replace("policys", "policies")
-            if len(groups) > 1 else plural(len(runs), "run"),
+            f"{len(groups)} policies" if len(groups) > 1 else plural(len(runs), "run"),
             plural(len(names), "subset"),
         ),
         sentences=_sentences(groups),
@@ -99,11 +98,12 @@ def comparison(runs: Sequence[RunRecord], charts: Charts) -> Comparison:
         heldout=_heldout_chart(groups, charts),
         losses=_table(names, groups, lambda r, k: float(r.loss.after[k]), number, best=min),
         accuracies=_table(
-            names, groups, lambda r, k: float(r.accuracy.after[k]), lambda v: percent(v, 1), best=max
+            names, groups, lambda r, k: float(r.accuracy.after[k]), _tenths, best=max,
         ),
         shares=_table(names, groups, lambda r, k: float(r.realised[k]), percent, best=None),
-        left_out=f"{plural(hidden, 'more run')} in the tables only; `hbo report RUN` shows one alone."
-        if hidden > 0 else "",
+        left_out="" if hidden <= 0 else (
+            f"{plural(hidden, 'more run')} in the tables only; `hbo report RUN` shows one alone."
+        ),
     )  # fmt: skip
 
 
@@ -134,6 +134,10 @@ def _spread(group: Sequence[RunRecord], measure: Measure, say: Callable[[float],
         return MISSING
     mean = say(math.fsum(values) / len(values))
     return f"{mean} ± {say(float(np.std(values, ddof=1)))}" if len(values) > 1 else mean
+
+
+def _tenths(share: float) -> str:
+    return percent(share, 1)
 
 
 def _loss(run: RunRecord) -> float:
@@ -178,9 +182,9 @@ def _sentences(groups: dict[str, list[RunRecord]]) -> list[Markup]:
     if len(ranked) > 1:
         (best, first), (second, runner_up) = ranked[0], ranked[1]
         said.append(
-            Markup("Lowest held-out loss, averaged over subsets: <b>{} with {}</b>, then {} with {}.").format(
-                _label(first), number(best), _label(runner_up), number(second)
-            )
+            Markup(
+                "Lowest held-out loss, averaged over subsets: <b>{} with {}</b>, then {} with {}."
+            ).format(_label(first), number(best), _label(runner_up), number(second))
         )  # fmt: skip
     fewest = min(len(group) for group in groups.values())
     if fewest < 3:
@@ -235,8 +239,8 @@ def _heldout_chart(groups: dict[str, list[RunRecord]], charts: Charts) -> Markup
 
 def _line(slot: int, label: str, x: FloatArray, y: FloatArray, *, marker: bool = False) -> Line:
     key = slot if slot < COLOURS else None
-    style = DASHED if 4 <= slot < COLOURS else "solid"
-    return Line(_colour(slot), x, y, label, style=style, marker=marker, key=key)
+    dashed = 4 <= slot < COLOURS
+    return Line(_colour(slot), x, y, label, dashed=dashed, marker=marker, key=key)
 
 
 def _chart(
@@ -260,14 +264,8 @@ def _table(
     best: Callable[[list[float]], float] | None,
 ) -> list[SubsetRow]:
     numbers = np.array(
-        [
-            [
-                _mean([r for r in group if name in r.subsets], lambda r, n=name: value(r, r.subsets.index(n)))  # type: ignore[misc]
-                for group in groups.values()
-            ]
-            for name in names
-        ]
-    )  # fmt: skip
+        [[_subset_mean(name, group, value) for group in groups.values()] for name in names]
+    )
     if not np.isfinite(numbers).any():
         return []
     most = float(np.nanmax(numbers)) or 1.0
@@ -278,3 +276,10 @@ def _table(
         cells = [Cell(say(float(v)), bool(v == top), float(np.nan_to_num(v / most))) for v in line]
         rows.append(SubsetRow(Markup("<bdi>{}</bdi>").format(visible(name)), cells))
     return rows
+
+
+def _subset_mean(
+    name: str, group: Sequence[RunRecord], value: Callable[[RunRecord, int], float]
+) -> float:
+    having = [run for run in group if name in run.subsets]
+    return _mean(having, lambda run: value(run, run.subsets.index(name)))

@@ -89,8 +89,8 @@ def _trl(run: RunRecord, mixture: LearnedMixture) -> dict[str, str]:
         )
     ]
     notes = [
-        "For `trl sft --config` (DatasetMixtureConfig). `fraction` is the share of the final mixture:",
-        "TRL normalises it and keeps the first rows of each dataset, so that none is repeated.",
+        "For `trl sft --config` (DatasetMixtureConfig). `fraction` is the share of the final",
+        "mixture: TRL normalises it and keeps the first rows of each dataset; none is repeated.",
     ]
     if mixture.rows is not None:
         kept = rows_without_repeats(mixture.rows, mixture.average.tolist())
@@ -124,9 +124,10 @@ def _llamafactory(run: RunRecord, mixture: LearnedMixture) -> dict[str, str]:
         "interleave_probs": ",".join(f"{share:.6f}" for share in mixture.average),
     }
     notes = [
-        "Merge into your training YAML. `interleave_under` stops when the first dataset is used up;",
-        "`interleave_over` repeats small ones until the largest is. The names are in dataset_info.json:",
-        "merge that into data/dataset_info.json, and add `formatting` and `columns` as your files need.",
+        "Merge into your training YAML. `interleave_under` stops when the first dataset is used",
+        "up; `interleave_over` repeats small ones until the largest is. The names are those of",
+        "dataset_info.json beside this file: merge it into data/dataset_info.json, and add",
+        "`formatting` and `columns` as your files need.",
         *(f"  {slug}: {visible(name)}" for slug, name in zip(slugs, mixture.subsets, strict=True)),
     ]
     entries = {
@@ -150,7 +151,7 @@ def _llamafactory_source(name: str, source: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _axolotl(run: RunRecord, mixture: LearnedMixture) -> dict[str, str]:
-    """axolotl's ``datasets``: it has no shares, so each entry is cut to the rows that give them."""
+    """``datasets`` of axolotl, which has no shares: each entry is cut to the rows that give it."""
     if mixture.rows is None:
         raise DataError(
             "the axolotl recipe counts rows, which a run says when it ends; finish it with "
@@ -168,7 +169,8 @@ def _axolotl(run: RunRecord, mixture: LearnedMixture) -> dict[str, str]:
     ]
     notes = [
         "axolotl has no sampling shares: `split` keeps as many rows of each dataset as give the",
-        "shares without repeating any. Set `type` to how the records look (chat_template, alpaca, ...).",
+        "shares without repeating any. Set `type` to how the records look (chat_template,",
+        "alpaca, ...).",
         *(
             [f"Left out, because less than one row remains: {', '.join(left_out)}"]
             if left_out
@@ -258,9 +260,9 @@ FORMATS: dict[str, Callable[[RunRecord, LearnedMixture], dict[str, str]]] = {
 
 def _head(run: RunRecord, notes: Sequence[str]) -> str:
     lines = [
-        f"Mixture learned by {visible(run.policy)} (seed {run.seed}, {run.last_step} optimiser steps),",
-        "averaged over the draws. Paths are those of the run's configuration; for a name of",
-        "`hbo assets`, write the folder that `hbo assets path NAME` prints.",
+        f"Mixture learned by {visible(run.policy)}, seed {run.seed}, averaged over",
+        f"the draws of {run.last_step} optimiser steps. Paths are those of the run's configuration;",
+        "for a name of `hbo assets`, write the folder that `hbo assets path NAME` prints.",
         *notes,
     ]
     return "".join(f"# {line}\n" for line in lines)

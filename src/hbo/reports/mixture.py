@@ -95,9 +95,9 @@ def rounded_shares(shares: FloatArray) -> FloatArray:
     """
     scaled = np.asarray(shares, dtype=np.float64) / np.sum(shares) * 10**DIGITS
     units = np.floor(scaled)
-    missing = int(round(10**DIGITS - units.sum()))
+    missing = round(10**DIGITS - float(units.sum()))
     units[np.argsort(-(scaled - units), kind="stable")[:missing]] += 1
-    return np.round(units / 10**DIGITS, DIGITS)
+    return np.asarray(np.round(units / 10**DIGITS, DIGITS), dtype=np.float64)
 
 
 def _section(value: Any) -> Mapping[str, Any]:
@@ -125,7 +125,7 @@ def _first_law(run: RunRecord) -> tuple[FloatArray, ...]:
     if not run.updates:
         if run.probabilities is None:
             raise DataError(
-                "this run logged no probabilities yet; export it once it has made an update or ended",
+                "this run logged no probabilities yet; export it after its first update or its end",
                 where=str(run.folder),
             )
         return run.probabilities

@@ -84,8 +84,8 @@ def _environment() -> Environment:
             "the report needs Jinja2, which is not installed; pip install 'hbo[report]'"
         ) from None
     environment = Environment(
-        loader=PackageLoader("hbo.reports", "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("hbo.reports", "templates"),
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     for name in ("visible", "number", "signed", "percent", "count", "plural"):
         environment.filters[name] = getattr(text, name)

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from hbo.reports.charts import CARD, DASHED, Charts, Line, Panel, smooth
+from hbo.reports.charts import CARD, Charts, Line, Panel, smooth
 from hbo.reports.record import FloatArray, RunRecord
 from hbo.reports.text import number, percent
 from hbo.reports.words import bdi
@@ -48,7 +48,7 @@ def law_chart(run: RunRecord, charts: Charts, slots: dict[int, int]) -> Markup:
             f"--s{slots[k]}" if k in slots else "--rest",
             steps, shares[:, k],
             title=f"{run.subsets[k]}: {share_note(run, k)}" if k in slots else "",
-            style=DASHED if slots.get(k, 0) >= 4 else "solid",
+            dashed=slots.get(k, 0) >= 4,
             steps=True, faint=k not in slots, key=slots.get(k),
         )
         for k in order
@@ -76,7 +76,7 @@ def reward_chart(run: RunRecord, charts: Charts, slots: dict[int, int]) -> Marku
             np.array([update.rewards[k] for update in run.updates]),
             title=run.subsets[k],
             errors=np.nan_to_num([update.errors[k] for update in run.updates]),
-            style=DASHED if slot >= 4 else "solid",
+            dashed=slot >= 4,
             marker=True,
             key=slot,
         )
@@ -191,7 +191,7 @@ def _loss_lines(
     values = np.array(heldout, dtype=float)
     if np.isfinite(values).any():
         steps = np.array([float(evaluation.step) for evaluation in run.evaluations])
-        lines.append(Line("--s1", steps, values, "held-out", style=DASHED, marker=True, key=1))
+        lines.append(Line("--s1", steps, values, "held-out", dashed=True, marker=True, key=1))
     return lines
 
 

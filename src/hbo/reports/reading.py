@@ -1,7 +1,7 @@
 """Read a run directory: the run log first, then the summary where the run got that far.
 
-Nothing but what stands in the directory is used, so a run that was stopped, that never evaluated, or
-whose policy never moved is read as well; what is missing is NaN.
+Nothing but what stands in the directory is used, so a run that was stopped, that never evaluated,
+or whose policy never moved is read as well; what is missing is NaN.
 """
 
 from __future__ import annotations

@@ -185,14 +185,12 @@ class RunRecord:
     @property
     def realised(self) -> FloatArray:
         """Shares (K,) of the draws that were made."""
-        total = np.nansum(self.draws)
-        return self.draws / total if total > 0 else np.full(len(self.subsets), np.nan)
+        return _divided(self.draws, float(np.nansum(self.draws)))
 
     @property
     def token_share(self) -> FloatArray:
         """Shares (K,) of the response tokens that were trained on."""
-        total = np.nansum(self.tokens)
-        return self.tokens / total if total > 0 else np.full(len(self.subsets), np.nan)
+        return _divided(self.tokens, float(np.nansum(self.tokens)))
 
     @property
     def law(self) -> tuple[FloatArray, FloatArray]:
@@ -213,7 +211,7 @@ class RunRecord:
         lengths = np.maximum(ends - np.minimum(steps, self.last_step), 0.0)
         if lengths.sum() <= 0:
             return self.prior
-        return (lengths[:, None] * shares).sum(axis=0) / lengths.sum()
+        return _divided((lengths[:, None] * shares).sum(axis=0), float(lengths.sum()))
 
     @property
     def cost(self) -> float:
@@ -235,3 +233,7 @@ class RunRecord:
             bool(np.nanmax(np.abs(update.after - self.prior), initial=0.0) > 1e-9)
             for update in self.updates
         )
+
+
+def _divided(values: FloatArray, total: float) -> FloatArray:
+    return values / total if total > 0 else np.full(len(values), np.nan)

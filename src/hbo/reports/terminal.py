@@ -66,7 +66,7 @@ def _table(summary: Mapping[str, Any], prior: Mapping[str, float]) -> Any:
         table.add_column(header, footer=footer, justify="right", no_wrap=True)
     for name, values in subsets.items():
         before, after = values.get("holdout_loss_before"), values.get("holdout_loss_after")
-        cells = [
+        cells: list[str | Text] = [
             Text(visible(name)),
             count(_float(values.get("examples"))),
             count(_float(values.get("draws"))),

@@ -9,7 +9,7 @@ MISSING = "–"
 
 
 def visible(name: str) -> str:
-    """A name with its control characters and lone surrogates made visible.
+    r"""A name with its control characters and lone surrogates made visible.
 
     Everything else is kept, right-to-left scripts included; escaping is the caller's business.
 
@@ -20,7 +20,7 @@ def visible(name: str) -> str:
         Text that is safe to encode as UTF-8 and to put on one line.
 
     Example:
-        >>> visible("tab\\there")
+        >>> visible("tab\there")
         'tab␉here'
     """
     return "".join(_visible_character(character) for character in name)

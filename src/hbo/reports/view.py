@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,8 @@ from hbo.reports.text import count, duration, number, percent, plural, signed, v
 from hbo.reports.words import bdi, policy_words, sentences, title
 
 COLOURS = 8
-CARDS, MORE_CARDS = 12, 24
+CARDS, MORE_CARDS = 12, 12
+ROWS, FOLDED_ROWS = 20, 12  # a longer table is folded to its first rows
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class RunView:
     reward_keys: list[Key]
     rest: str
     rows: list[Row]
+    shown_rows: int
+    evaluated: bool
     law: Markup
     rewards: Markup
     groups: list[Key]
@@ -129,7 +132,8 @@ def run_view(run: RunRecord, charts: Charts, anchor: str = "run") -> RunView:
     """
     slots = colour_slots(run)
     keys = _keys(run, slots, lambda k: share_note(run, k))
-    shown = _card_order(run)
+    shown = _by_draws(run)[: CARDS + MORE_CARDS]
+    rows = _rows(run, slots)
     inside = local_cards(run, charts, shown)
     losses = loss_cards(run, charts, shown)
     rest = len(run.subsets) - len(keys)
@@ -142,8 +146,10 @@ def run_view(run: RunRecord, charts: Charts, anchor: str = "run") -> RunView:
         keys=keys,
         reward_keys=_keys(run, slots, lambda k: _reward_note(run, k)),
         rest=f"{plural(rest, 'more subset')} in grey; see the table" if rest else "",
-        rows=_rows(run, slots),
-        law=law_chart(run, charts, slots),
+        rows=[rows[k] for k in _by_draws(run)],
+        shown_rows=len(rows) if len(rows) <= ROWS else FOLDED_ROWS,
+        evaluated=bool(np.isfinite(run.loss.after).any() or np.isfinite(run.accuracy.after).any()),
+        law=law_chart(run, charts, slots) if run.moved else Markup(""),
         rewards=reward_chart(run, charts, slots),
         groups=_group_keys(run.num_groups),
         locals=inside[:CARDS],
@@ -172,10 +178,10 @@ def colour_slots(run: RunRecord) -> dict[int, int]:
 
 def _figures(run: RunRecord) -> list[Figure]:
     before, after = run.macro_loss
-    accuracy_before, accuracy_after = run.accuracy.macro
+    graded_before, graded_after = run.accuracy.macro
     found = [
         Figure("Held-out loss, macro", number(after), f"before: {number(before)}"),
-        Figure("Accuracy, macro", percent(accuracy_after, 1), f"before: {percent(accuracy_before, 1)}"),
+        Figure("Accuracy, macro", percent(graded_after, 1), f"before: {percent(graded_before, 1)}"),
         Figure("Cost of balancing", percent(run.cost), f"{duration(run.balance_seconds)} of "
                f"{duration(run.wall_seconds)}"),
         Figure("Optimiser steps", count(run.last_step), f"{count(np.nansum(run.draws))} draws"),
@@ -228,11 +234,12 @@ def _group_keys(groups: int) -> list[Key]:
 # --- rows ----------------------------------------------------------------------------------------
 
 
-def _card_order(run: RunRecord) -> list[int]:
+def _by_draws(run: RunRecord) -> list[int]:
+    """The configuration's order; where there are many subsets, those drawn most come first."""
     order = list(range(len(run.subsets)))
     if len(order) > CARDS:
         order.sort(key=lambda k: -np.nan_to_num(run.draws[k]))
-    return order[: CARDS + MORE_CARDS]
+    return order
 
 
 def _left_out(run: RunRecord, any_card: bool) -> str:

@@ -93,7 +93,8 @@ def _moves(run: RunRecord) -> Markup:
     if not run.moved or not np.isfinite(change).any():
         return Markup("The shares of draws were fixed: this policy does not move them.")
     up, down = int(np.nanargmax(change)), int(np.nanargmin(change))
-    return Markup("The share of {} grew most ({} to {} of draws), that of {} shrank most ({} to {}).").format(
+    words = "The share of {} grew most ({} to {} of draws), that of {} shrank most ({} to {})."
+    return Markup(words).format(
         bdi(run.subsets[up]), percent(run.prior[up]), percent(run.final[up]),
         bdi(run.subsets[down]), percent(run.prior[down]), percent(run.final[down]),
     )  # fmt: skip

@@ -97,7 +97,7 @@ def _template(loaded: LoadedConfig, path: str) -> str:
 def load_model(
     loaded: LoadedConfig, name: str, settings: TrainerSettings, path: tuple[str, ...] = ("model",)
 ) -> Any:
-    """The model's weights, in the type that ``tuning.dtype`` names, on the CPU."""
+    """The model's weights, in the type that ``tuning.dtype`` names, on the training device."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -114,7 +114,10 @@ def load_model(
     def load() -> Any:
         return AutoModelForCausalLM.from_pretrained(name, **options)
 
-    return _from_pretrained(loaded, path, name, "model", load)
+    model = _from_pretrained(loaded, path, name, "model", load)
+    # A quantised model is placed by its loader and cannot be moved.
+    quantised = tuning.load_in_8bit or tuning.load_in_4bit
+    return model if quantised else model.to(settings.training.device)
 
 
 def _quantization(tuning: Any) -> dict[str, Any]:

@@ -15,10 +15,15 @@ from hbo.difficulty.metrics import NEEDS_ALONE, ResponseStatistics, difficulty_s
 from hbo.errors import EnvironmentProblem
 from hbo.measure.examples import Encoded
 from hbo.mixture import FloatArray
+from hbo.policies import make_policy
 from hbo.run.caches import scores_dir
 from hbo.run.models import load_model
 from hbo.run.prepare import Prepared
 from hbo.sampling.limits import Limits
+from hbo.signals import FIRST_LOSS, PERPLEXITY_RATIO
+
+OWN = ("model",)
+SCORING = ("difficulty", "scoring_model")
 
 Done = Callable[[int, int], None]
 Notice = Callable[[str], None]
@@ -59,7 +64,10 @@ def cached_scores(prepared: Prepared) -> Scores | None:
 
 
 def measured_scores(
-    prepared: Prepared, done: Done | None = None, notice: Notice | None = None
+    prepared: Prepared,
+    done: Done | None = None,
+    notice: Notice | None = None,
+    load_own: Callable[[], Any] | None = None,
 ) -> Scores:
     """Scores and first losses, measuring what the cache lacks.
 
@@ -70,14 +78,24 @@ def measured_scores(
         prepared: The mixture's tokens.
         done: Told of examples done, and of all.
         notice: Told of damaged caches.
+        load_own: Loads the model to be trained, where the caller will go on using it.
     """
 
     def load(path: tuple[str, ...]) -> Any:
-        name = prepared.model if path == ("model",) else prepared.scoring_model
-        model = load_model(prepared.loaded, name, prepared.settings, path)
-        return model.to(prepared.settings.training.device)
+        if path == OWN and load_own is not None:
+            return load_own()
+        name = prepared.model if path == OWN else prepared.scoring_model
+        return load_model(prepared.loaded, name, prepared.settings, path)
 
-    return _scores(prepared, load, with_first=True, done=done, notice=notice)
+    return _scores(prepared, load, with_first=_wants_first_losses(prepared), done=done, notice=notice)
+
+
+def _wants_first_losses(prepared: Prepared) -> bool:
+    """Whether somebody reads the untouched model's losses, or the scoring pass gives them anyway."""
+    config = prepared.loaded.config
+    needs = make_policy(config.balance.policy, config.balance.fields).needs
+    free = is_measured(config.difficulty.metric) and prepared.scoring_model == prepared.model
+    return free or bool(needs & {FIRST_LOSS, PERPLEXITY_RATIO})
 
 
 def _scores(
@@ -90,15 +108,13 @@ def _scores(
 ) -> Scores:
     config = prepared.loaded.config
     metric = config.difficulty.metric
-    own = ("model",)
-    other = ("difficulty", "scoring_model")
     same = prepared.scoring_model == prepared.model
 
     def measure(path: tuple[str, ...], alone: bool) -> dict[str, ResponseStatistics]:
         return _statistics(prepared, path, alone, lambda: load(path), done, notice)
 
     alone = metric in NEEDS_ALONE
-    first = measure(own, alone and same) if with_first else None
+    first = measure(OWN, alone and same) if with_first else None
     first_losses = first and {name: part.loss for name, part in first.items()}
     if metric.startswith(COLUMN):
         trains = {part.name: part.train for part in prepared.parts}
@@ -108,7 +124,7 @@ def _scores(
     elif first is not None and same:
         found = first
     else:
-        found = measure(own if same else other, alone)
+        found = measure(OWN if same else SCORING, alone)
     return Scores({n: difficulty_scores(metric, part) for n, part in found.items()}, first_losses)
 
 
@@ -128,7 +144,7 @@ def _statistics(
     from hbo.measure.scoring import score_examples
 
     config = prepared.loaded.config
-    name = prepared.model if path == ("model",) else prepared.scoring_model
+    name = prepared.model if path == OWN else prepared.scoring_model
     folder = _folder(prepared, name)
     model = None
     if folder is None:

@@ -1,0 +1,74 @@
+"""What a run adds to the trainer's own callbacks: stopping on a signal, its clock, a line per log."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from hbo.run.stop import StopRequest
+from hbo.run.world import is_main
+
+CLOCK_KEY = "hbo_run"
+
+
+class StopCallback(TrainerCallback):
+    """Stop after the optimiser step in which a signal came, with a checkpoint.
+
+    All ranks stop together: a signal may reach them in different steps, so they ask each other.
+    """
+
+    def __init__(self, request: StopRequest) -> None:
+        self._request = request
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for a checkpoint and the end of training."""
+        if self._requested(args.device):
+            control.should_save = True
+            control.should_training_stop = True
+
+    def _requested(self, device: torch.device) -> bool:
+        mine = self._request.signal_number or 0
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return bool(mine)
+        flag = torch.tensor([mine], device=device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        number = int(flag.item())
+        self._request.signal_number = number or None
+        return bool(number)
+
+
+class ClockCallback(TrainerCallback):
+    """Wall seconds of the whole run, kept in the checkpoint so that a resumed run goes on counting."""
+
+    def __init__(self, start: float, seconds_before: float) -> None:
+        self._start = start
+        self._before = seconds_before
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds until now, those before a resume included."""
+        return self._before + time.perf_counter() - self._start
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the time where the trainer's checkpoint keeps it."""
+        state.stateful_callbacks[CLOCK_KEY] = {"seconds": self.seconds}
+
+
+class LineCallback(TrainerCallback):
+    """One short line for each of the trainer's logs, in place of the whole dictionary."""
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Print step, loss and learning rate, or an evaluation's losses."""
+        logs = logs or {}
+        if not is_main():
+            return
+        if "loss" in logs:
+            rate = f"  learning rate {logs['learning_rate']:.2e}" if "learning_rate" in logs else ""
+            print(f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}{rate}", flush=True)
+        elif "eval_mixture_loss" in logs:
+            print(f"step {state.global_step}  eval_mixture_loss {logs['eval_mixture_loss']:.4f}", flush=True)

@@ -1,0 +1,66 @@
+"""Held-out evaluation of a model on a prepared mixture, and its place in the run log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hbo.data.formats import response_text
+from hbo.evaluation.examples import HeldoutExample, find_options
+from hbo.evaluation.heldout import HeldoutResult, evaluate_heldout, macro
+from hbo.run.prepare import Part, Prepared
+
+Done = Callable[[int, int], None]
+
+
+def evaluate_test(
+    model: Any, prepared: Prepared, done: Done | None = None
+) -> dict[str, HeldoutResult]:
+    """Loss, perplexity and accuracy on the test half of each subset.
+
+    Args:
+        model: On its device, with or without adapters.
+        prepared: The mixture.
+        done: Told of (examples done, all).
+    """
+    settings = prepared.loaded.config.evaluation
+    subsets = {part.name: part.test[: settings.max_examples] for part in prepared.parts}
+    return evaluate_heldout(
+        model,
+        prepared.tokenizer,
+        subsets,
+        options={part.name: find_options(_all_examples(part)) for part in prepared.parts},
+        tokens_per_batch=settings.tokens_per_batch,
+        progress=done,
+    )
+
+
+def _all_examples(part: Part) -> list[HeldoutExample]:
+    """Training and held-out examples: together they show whether a question has fixed options."""
+    train = [
+        HeldoutExample(tokens, response_text(part.train.examples[row]) or "")
+        for tokens, row in zip(part.encoded.encoded, part.encoded.rows.tolist(), strict=True)
+    ]
+    return [*train, *part.validation, *part.test]
+
+
+def to_json(results: Mapping[str, HeldoutResult]) -> dict[str, Any]:
+    """``subsets`` and ``macro`` as the run log and ``evaluation.json`` hold them."""
+    together = macro(results)
+    return {
+        "subsets": {
+            name: {
+                "loss": result.loss,
+                "perplexity": result.perplexity,
+                "accuracy": result.accuracy,
+                "grading": result.grading,
+                "examples": result.examples,
+            }
+            for name, result in results.items()
+        },
+        "macro": {
+            "loss": together.loss,
+            "perplexity": together.perplexity,
+            "accuracy": together.accuracy,
+        },
+    }

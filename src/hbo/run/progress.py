@@ -1,0 +1,29 @@
+"""Progress of passes over examples: a bar at a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from hbo.run.world import is_main
+
+
+def say(line: str) -> None:
+    """One line for the user, from the main process only."""
+    if is_main():
+        print(line, flush=True)
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to tell (done, total); it moves a bar on stderr while the block runs."""
+    if not (is_main() and sys.stderr.isatty()):
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,268 @@
+"""``hbo train``: plan, score, fine-tune, evaluate, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hbo.config import LoadedConfig
+from hbo.data.build import BuiltMixture
+from hbo.runlog import RunLog, read_log, up_to
+from hbo.run import folder as files
+from hbo.run.budget import policy_of
+from hbo.run.environment import versions
+from hbo.run.files import finite, json_text, write_whole
+from hbo.run.folder import Checkpoint
+from hbo.run.heldout import evaluate_test, to_json
+from hbo.run.models import load_model
+from hbo.run.plan import Plan, plan_of
+from hbo.run.prepare import Prepared, prepare
+from hbo.run.progress import bar, say
+from hbo.run.scores import build, measured_scores
+from hbo.run.stop import StopRequest
+from hbo.run.summary import make_summary
+from hbo.run.world import is_main
+
+
+@dataclass(eq=False)
+class _Run:
+    """One training, from its prepared data to its summary; each step of it is a method."""
+
+    prepared: Prepared
+    plan: Plan
+    folder: Path
+    stop: StopRequest
+    start: float
+    checkpoint: Checkpoint | None
+    log: RunLog
+    model: Any = None
+    scoring_seconds: float = 0.0
+
+    @property
+    def loaded(self) -> LoadedConfig:
+        return self.prepared.loaded
+
+    def load(self) -> Any:
+        """The model to be trained, loaded once, on its device."""
+        if self.model is None:
+            say(f"loading {self.loaded.config.model}")
+            self.model = load_model(self.loaded, self.prepared.model, self.prepared.settings)
+        return self.model
+
+    def score(self) -> BuiltMixture:
+        """Difficulty scores (the main process measures, the others read its cache) and the mixture."""
+        start = time.perf_counter()
+        say("scoring difficulty")
+        with self.prepared.settings.training.main_process_first(desc="scoring"), bar("scoring") as done:
+            scores = measured_scores(self.prepared, done, say, self.load)
+        self.scoring_seconds = time.perf_counter() - start
+        return build(self.prepared, scores)
+
+    def evaluate(self, model: Any, step: int, title: str) -> dict[str, Any]:
+        """Held-out evaluation, noted in the run log."""
+        say(f"evaluating {title}")
+        with bar("evaluating") as done:
+            result = to_json(evaluate_test(model, self.prepared, done))
+        self.log.write("evaluation", step=step, split="test", **result)
+        return result
+
+    def begin(self, mixture: BuiltMixture) -> None:
+        """Write the start of the run: configuration, versions, what the data is, what was skipped."""
+        config = self.loaded.config
+        if is_main():
+            files.write_config(self.loaded, self.folder)
+        self.log.write(
+            "start",
+            config=config.plain(),
+            versions=versions(),
+            fingerprint=mixture.mixture.fingerprint,
+            scoring_seconds=self.scoring_seconds,
+        )
+        for part in self.prepared.parts:
+            for place, reason in part.skipped:
+                self.warn("bad-record", f"{part.name}: {place}: {reason}")
+        for warning in self.plan.warnings:
+            if warning["code"] != "bad-records":
+                subject = f"{warning['subset']}: " if warning["subset"] else ""
+                self.warn(warning["code"], subject + warning["text"])
+
+    def warn(self, code: str, text: str, step: int = 0) -> None:
+        """Put a warning into the run log."""
+        self.log.write("warning", step=step, code=code, text=text)
+
+    def earlier(self, event: str) -> dict[str, Any] | None:
+        """The first event of a kind in the log that a resumed run goes on from."""
+        if self.checkpoint is None or not (self.folder / files.LOG).is_file():
+            return None
+        found = (entry for entry in read_log(self.folder / files.LOG) if entry["event"] == event)
+        return next(found, None)
+
+
+def train_run(
+    loaded: LoadedConfig, *, resume: bool = False, overwrite: bool = False, stop: StopRequest
+) -> dict[str, Any]:
+    """Run a configuration from its data to its report.
+
+    Args:
+        loaded: The configuration.
+        resume: Go on from the last whole checkpoint in ``output_dir``, or start where there is none.
+        overwrite: Replace the run that is in ``output_dir``, once everything else is in order.
+        stop: Hears signals; training then ends with a checkpoint.
+
+    Returns:
+        ``summary.json``'s content.
+
+    Raises:
+        ConfigError: The configuration, or a folder that holds a run already.
+        DataError: The data.
+        Interrupted: A signal came.
+    """
+    start = time.perf_counter()
+    folder = files.require_free(loaded, resume=resume, overwrite=overwrite)
+    prepared = prepare(loaded, say)
+    plan = plan_of(prepared)
+    finished = _finished(folder, plan) if resume else None
+    if finished is not None:
+        say(f"{folder}: this run is finished; nothing is left to do")
+        return finished
+    for text in (*prepared.settings.notices, *(warning["text"] for warning in plan.warnings)):
+        say(f"notice: {text}")
+    run = _Run(prepared, plan, folder, stop, start, None, RunLog(None))
+    mixture = run.score()
+    _claim(run, resume=resume, overwrite=overwrite)
+    return _train(run, mixture)
+
+
+def _finished(folder: Path, plan: Plan) -> dict[str, Any] | None:
+    """The summary of a run that got to its last step."""
+    import json
+
+    try:
+        summary = json.loads((folder / files.SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    done = isinstance(summary, dict) and summary.get("steps") == plan.budget.steps
+    return summary if done else None
+
+
+def _claim(run: _Run, *, resume: bool, overwrite: bool) -> None:
+    """Make the folder this run's: empty it, or find the checkpoint to go on from."""
+    damaged: list[str] = []
+    with run.prepared.settings.training.main_process_first(desc="output folder"):
+        if is_main():
+            run.folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            run.checkpoint, damaged = files.newest_checkpoint(run.folder)
+        if is_main() and run.checkpoint is None and (overwrite or resume):
+            files.clear(run.folder)
+    path = run.folder / files.LOG if is_main() else None
+    step = 0 if run.checkpoint is None else run.checkpoint.step
+    run.log = RunLog(path, keep=up_to(step))
+    for text in damaged:
+        say(f"notice: {text}")
+        run.warn("damaged-checkpoint", text, step)
+
+
+def _train(run: _Run, mixture: BuiltMixture) -> dict[str, Any]:
+    begun = run.earlier("start")
+    if begun is None:
+        run.begin(mixture)
+    else:
+        run.scoring_seconds += float(begun.get("scoring_seconds") or 0.0)
+        say(f"continuing from step {run.checkpoint.step if run.checkpoint else 0}")
+    before: Mapping[str, Any] | None = run.earlier("evaluation")
+    if before is None and run.loaded.config.evaluation.before and run.checkpoint is None:
+        before = run.evaluate(run.load(), 0, "the untouched model")
+    trainer, clock = _trainer(run, mixture)
+    say(f"training: {run.plan.budget.steps} steps of {run.plan.budget.draws_per_step} examples")
+    run.stop.patient = True
+    trainer.train(resume_from_checkpoint=str(run.checkpoint.path) if run.checkpoint else None)
+    run.stop.patient = False
+    run.stop.raise_if_requested(
+        f"checkpoint at step {trainer.state.global_step} in {run.folder}; run again with --resume"
+    )
+    steps = int(trainer.state.global_step)
+    after = run.evaluate(trainer.accelerator.unwrap_model(trainer.model), steps, "the trained model")
+    summary = make_summary(
+        balance=trainer.balance_summary(),
+        policy=run.loaded.config.balance.policy,
+        seed=run.loaded.config.seed,
+        steps=steps,
+        wall_seconds=clock.seconds,
+        scoring_seconds=run.scoring_seconds,
+        before=before,
+        after=after,
+    )
+    _finish(run, trainer, summary)
+    return summary
+
+
+def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
+    """The balanced trainer with our callbacks, and its clock."""
+    from transformers import PrinterCallback
+    from trl import get_peft_config
+
+    from hbo.integrations.engine import BalanceOptions
+    from hbo.integrations.trl import BalancedSFTTrainer
+    from hbo.run.callbacks import ClockCallback, LineCallback, StopCallback
+
+    config, settings = run.loaded.config, run.prepared.settings
+    balance = config.balance
+    training = settings.training
+    # The rows are tokens and labels already: the masks that these two ask for are in the labels.
+    training.completion_only_loss, training.assistant_only_loss = None, False
+    clock = ClockCallback(run.start, run.checkpoint.seconds if run.checkpoint else 0.0)
+    trainer = BalancedSFTTrainer(
+        run.load(),
+        training,
+        mixture=mixture,
+        policy=policy_of(run.loaded),
+        balance=BalanceOptions(
+            signals=balance.signals,
+            lag=balance.lag,
+            unit=balance.unit,
+            probe_examples=balance.probe_examples,
+            seed=config.seed,
+        ),
+        run_log=run.log,
+        processing_class=run.prepared.tokenizer,
+        peft_config=get_peft_config(settings.tuning),
+        eval_dataset=_validation(run.prepared) if training.eval_strategy != "no" else None,
+        callbacks=[StopCallback(run.stop), clock, LineCallback()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer, clock
+
+
+def _validation(prepared: Prepared) -> dict[str, Any]:
+    """Validation examples of each subset as the trainer's ``eval_dataset``."""
+    from datasets import Dataset
+
+    return {
+        part.name: Dataset.from_dict(
+            {
+                "input_ids": [item.encoded.input_ids.tolist() for item in part.validation],
+                "labels": [item.encoded.labels.tolist() for item in part.validation],
+            }
+        )
+        for part in prepared.parts
+    }
+
+
+def _finish(run: _Run, trainer: Any, summary: dict[str, Any]) -> None:
+    """Save the model, the summary and the report; the summary last, as it says that all is done."""
+    from hbo.reports import write_report
+    from hbo.run.card import write_card
+
+    trainer.save_model(str(run.folder / files.MODEL))
+    if not is_main():
+        return
+    # A pickle of the trainer's arguments: config.yaml says the same in plain text.
+    (run.folder / files.MODEL / "training_args.bin").unlink(missing_ok=True)
+    write_card(run.loaded.config, summary, run.folder / files.MODEL)
+    run.log.write("end", step=summary["steps"], summary=finite(summary))
+    write_whole(run.folder / files.SUMMARY, json_text(summary))
+    write_report(run.folder)
