@@ -157,9 +157,7 @@ def test_caps_are_strict_and_floors_hold() -> None:
         max_share=np.array([0.5, 1.0, 1.0]),
         max_passes=np.array([np.inf, np.inf, 4.0]),
     )
-    balancer = Balancer(
-        MIXTURE, make_policy("prop"), seed=1, draws_per_step=10, limits=limits
-    )
+    balancer = Balancer(MIXTURE, make_policy("prop"), seed=1, draws_per_step=10, limits=limits)
     shares = balancer.probabilities.sum(axis=1)
     assert np.isclose(shares[0], 0.5) and np.isclose(shares[2], 0.2)
     for _ in range(20):
@@ -171,9 +169,7 @@ def test_tokens_as_unit_make_shares_mean_tokens() -> None:
     mixture = Mixture(
         ("short", "long"), np.array([[100], [100]]), mean_tokens=np.array([[10.0], [30.0]])
     )
-    balancer = Balancer(
-        mixture, make_policy("uni"), seed=0, draws_per_step=8, unit="tokens"
-    )
+    balancer = Balancer(mixture, make_policy("uni"), seed=0, draws_per_step=8, unit="tokens")
     draws = balancer.probabilities.ravel()
     assert np.allclose(draws * [10, 30] / (draws * [10, 30]).sum(), [0.5, 0.5])
     with pytest.raises(ConfigError, match="does not know its tokens"):
@@ -181,7 +177,8 @@ def test_tokens_as_unit_make_shares_mean_tokens() -> None:
 
 
 def test_rate_zero_is_the_prior() -> None:
-    frozen, prior = hbo(rate=0.0), Balancer(
-        MIXTURE, make_policy("prop"), seed=3, draws_per_step=5, lag=2
+    frozen, prior = (
+        hbo(rate=0.0),
+        Balancer(MIXTURE, make_policy("prop"), seed=3, draws_per_step=5, lag=2),
     )
     assert run(frozen, 20) == run(prior, 20)

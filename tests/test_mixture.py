@@ -9,16 +9,16 @@ from hypothesis.extra import numpy as hnp
 from hbo.errors import DataError
 from hbo.mixture import Mixture
 
-SIZES = hnp.arrays(np.int64, st.tuples(st.integers(1, 5), st.integers(1, 4)), elements=st.integers(0, 9))
+SIZES = hnp.arrays(
+    np.int64, st.tuples(st.integers(1, 5), st.integers(1, 4)), elements=st.integers(0, 9)
+)
 
 
 @given(SIZES)
 def test_cell_of_is_the_layout_written_out(sizes: np.ndarray) -> None:
     sizes[:, 0] += 1
     mixture = Mixture(tuple(f"s{k}" for k in range(len(sizes))), sizes)
-    written_out = [
-        cell for cell, size in enumerate(sizes.ravel().tolist()) for _ in range(size)
-    ]
+    written_out = [cell for cell, size in enumerate(sizes.ravel().tolist()) for _ in range(size)]
     ids = np.arange(mixture.num_examples)
     assert mixture.cell_of(ids).tolist() == written_out
     assert mixture.subset_of(ids).tolist() == [cell // sizes.shape[1] for cell in written_out]

@@ -2,7 +2,9 @@
 
 Two lines for a user of TRL::
 
-    mixture = build_mixture({"arabic": ds_ar, "german": ds_de}, difficulty="ifd", groups=4, model=model)
+    mixture = build_mixture(
+        {"arabic": ds_ar, "german": ds_de}, difficulty="ifd", groups=4, model=model
+    )
     trainer = BalancedSFTTrainer(model=model, args=sft_config, mixture=mixture, policy=HBO())
 
 Names are imported when they are first used, so that ``import hbo`` needs NumPy at most.
@@ -40,7 +42,7 @@ _HOMES = {
     "make_policy": "hbo.policies",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -93,7 +93,7 @@ class Balancer:
         )
         self._consumed.push(0, self._law())
         self._ahead = self._consumed.copy()
-        self._digest = StreamDigest()
+        self._digest: StreamDigest | None = StreamDigest()
 
     def _check(self) -> None:
         if self.unit not in UNITS:
@@ -121,7 +121,7 @@ class Balancer:
 
     def _law(self) -> FloatArray:
         """(K, G) draw probabilities: the policy's, within the limits, turned into draws."""
-        shares = self.limits.apply(self.policy.probabilities(self.state))
+        shares = self.limits.apply(self.policy.probabilities(self.state), self._unit_sizes())
         draws = shares * self._draws_per_unit
         return np.asarray(draws / draws.sum(), dtype=np.float64)
 
@@ -138,6 +138,9 @@ class Balancer:
     @property
     def stream_sha256(self) -> str:
         """SHA-256 of the consumed example ids, little-endian int64, in draw order."""
+        if self._digest is None:
+            # A running SHA-256 cannot be saved: after a resume the recorded history is replayed.
+            self._digest = StreamDigest.replay(self._consumed, self._consumed.position)
         return self._digest.hexdigest()
 
     def look_ahead(self, start: int, count: int) -> Iterator[IntArray]:
@@ -174,7 +177,8 @@ class Balancer:
             (draws_per_step,) the example ids that belong to the step.
         """
         example_ids = self._consumed.take(self.draws_per_step)
-        self._digest.update(example_ids)
+        if self._digest is not None:
+            self._digest.update(example_ids)
         self.step += 1
         return example_ids
 
@@ -252,8 +256,7 @@ class Balancer:
         self.observations.load_state_dict(state["observations"])
         self._consumed.load_state_dict(state["stream"])
         self._ahead = self._consumed.copy()
-        # A running SHA-256 cannot be saved; the recorded history replays what it has seen.
-        self._digest = StreamDigest.replay(self._consumed, self._consumed.position)
+        self._digest = None
 
 
 def _plain(value: Any) -> Any:

@@ -49,7 +49,9 @@ class SignalTable:
         counts: (K, G) number of values.
 
     Example:
-        >>> table = SignalTable.empty(1, 2).with_values(np.array([0, 0, 1]), np.array([1.0, 3.0, 5.0]))
+        >>> table = SignalTable.empty(1, 2).with_values(
+        ...     np.array([0, 0, 1]), np.array([1.0, 3.0, 5.0])
+        ... )
         >>> table.mean.tolist(), table.standard_error[0, 0].item()
         ([[2.0, 5.0]], 1.0)
     """

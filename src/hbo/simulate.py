@@ -128,15 +128,16 @@ class ToyLearner:
         low, high = np.zeros(self.sizes.shape), np.full(self.sizes.shape, float(draws))
         for _ in range(30):
             middle = (low + high) / 2
-            more = self._log_gain(middle) > log_price
+            more = self._log_gain(middle, draws) > log_price
             low, high = np.where(more, middle, low), np.where(more, high, middle)
-        return np.asarray(high, dtype=np.float64) * (self._log_gain(0.0 * high) > log_price)
+        return np.asarray(high, dtype=np.float64) * (self._log_gain(0.0 * high, draws) > log_price)
 
-    def _log_gain(self, draws: FloatArray) -> FloatArray:
-        """Logarithm of the fall of the macro loss per draw; the shared part is the same for all."""
+    def _log_gain(self, draws: FloatArray, total: int) -> FloatArray:
+        """Logarithm of the fall of the macro loss per draw, but for what all cells have alike."""
         repeats = np.maximum(draws / self.sizes - 1.0, 0.0) / REPETITION
         first = np.log(self._cell_weights() * self.gap / self.scale)
-        taught = (1.0 - self.transfer) * self._effective(draws)
+        shared = self.transfer * total / draws.size
+        taught = (1.0 - self.transfer) * self._effective(draws) + shared
         return np.asarray(first - taught / self.scale - repeats, dtype=np.float64)
 
     def _effective(self, draws: FloatArray | IntArray) -> FloatArray:
@@ -330,8 +331,8 @@ def _observe(
     left = toy.losses(balancer.draws) - toy.floor
     whole = np.sqrt(np.maximum((toy.sizes * left).sum(axis=1) / toy.sizes.sum(axis=1), 0.0))
     balancer.observe_whole(BATCH_GRADIENT_NORM, whole)
-    cosines = toy.transfer + (1.0 - toy.transfer) * whole / max(float(whole.sum()), 1e-12)
-    balancer.observe_whole(GRADIENT_COSINE, cosines)
+    alike = (1.0 - toy.transfer) * whole / max(float(whole.sum()), 1e-12)
+    balancer.observe_whole(GRADIENT_COSINE, toy.transfer + alike)
 
 
 def _check(settings: tuple[float, ...]) -> None:
@@ -368,8 +369,7 @@ def render_text(result: Simulation, *, rows: int = 12) -> str:
     worst, worst_loss = result.worst
     groups = result.probabilities[-1].sum(axis=0)
     lines += [
-        "",
-        f"macro loss   {result.macro[0]:.4f} -> {result.macro[-1]:.4f}, best fixed mixture "
+        f"\nmacro loss   {result.macro[0]:.4f} -> {result.macro[-1]:.4f}, best fixed mixture "
         f"{result.best_macro:.4f}, regret {result.regret:.4f}",
         f"worst subset {worst}, loss {worst_loss:.4f}",
         "groups       " + "  ".join(f"{share:.1%}" for share in groups) + "  (easiest to hardest)",

@@ -116,3 +116,24 @@ def test_a_template_that_trl_knows_is_rendered_in_its_training_variant(tmp_path)
     expected = by_trl(CONVERSATIONS, tmp_path, tokenizer, assistant_only_loss=True)
     marked = chat_template_utils.get_training_chat_template(tokenizer)
     assert by_us(CONVERSATIONS, tokenizer, marked_template=marked) == expected
+
+
+@pytest.mark.asset
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_tokenizer_of_a_real_model(layout, tmp_path):
+    """SmolLM2: a merging vocabulary, a default system prompt, and pad = eos."""
+    from transformers import AutoTokenizer
+
+    from hbo import assets
+
+    folder = assets.path("smollm2-135m")
+    records = tiny_records(6, kind="count", layout=layout)
+    expected = by_trl(records, tmp_path, AutoTokenizer.from_pretrained(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert by_us(records, tokenizer, assistant_only=False) == expected
+    if layout == "chat":
+        assert "You are a helpful AI assistant named SmolLM" in tokenizer.decode(expected[0][0])
+    if layout == "messages":
+        # One question and one answer: the same as prompt and completion.
+        pairs = tiny_records(6, kind="count", layout="chat")
+        assert by_us(records, tokenizer) == by_us(pairs, tokenizer)

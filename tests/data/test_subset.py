@@ -21,7 +21,7 @@ def jsonl(folder, *lines):
 def test_bad_records_stop_the_reading_by_default(tmp_path):
     path = jsonl(tmp_path, GOOD, {"prompt": "a"})
     with pytest.raises(
-        DataError, match="a record without a response.*on_bad_record: skip"
+        DataError, match=r"a record without a response.*on_bad_record: skip"
     ) as error:
         load_subset("s", read_records(path))
     assert error.value.where == f"{path}:2"
@@ -92,9 +92,8 @@ def test_encoding_drops_and_counts_what_truncation_empties():
 
 
 def test_what_the_template_refuses_is_a_bad_record():
-    picky = tiny_tokenizer(
-        "{% if messages | length > 2 %}{{ raise_exception('no') }}{% endif %}" + CHATML
-    )
+    long = "{% if messages | length > 2 %}{{ raise_exception('no') }}{% endif %}"
+    picky = tiny_tokenizer(long + CHATML)
     chat = tiny_records(1, layout="chat")[0]
     subset = load_subset("s", _records([chat, chat | {"prompt": chat["prompt"] * 2}]))
     bad = SkippedRecords("skip")

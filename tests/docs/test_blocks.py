@@ -56,6 +56,13 @@ def test_configurations_load(block: Block, tmp_path):
     assert load_config(path).config.model
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_demonstrations_load(path):
+    from hbo.config import load_config
+
+    assert load_config(path).config.output_dir == f"runs/{path.stem}"
+
+
 @pytest.fixture(scope="module")
 def help_of():
     """Return a function that says what `hbo COMMAND --help` prints, asking once a command."""

@@ -73,6 +73,28 @@ def test_every_configuration_key_is_documented():
     assert keys(Config) - {"fields"} - documented("configuration.md") == set()
 
 
+def test_the_defaults_of_the_configuration_are_those_of_its_tables():
+    from hbo.config import schema
+
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    sections = {
+        "## Top level": schema.Config,
+        "## `datasets.NAME`": schema.DatasetSection,
+        "## `difficulty`": schema.DifficultySection,
+        "## `balance`": schema.BalanceSection,
+        "## `evaluation`": schema.EvaluationSection,
+    }
+    checked = 0
+    for heading, model in sections.items():
+        table = text.partition(f"{heading}\n")[2].partition("\n## ")[0]
+        written = dict(re.findall(r"^\| `(\w+)` \| `([^`|]+)` \|", table, re.MULTILINE))
+        for key, field in model.model_fields.items():
+            if isinstance(field.default, str | int | float) and key in written:
+                assert yaml.safe_load(written[key]) == field.default, f"{heading} {key}"
+                checked += 1
+    assert checked >= 10
+
+
 def test_every_policy_and_its_fields_are_documented():
     from hbo.policies import POLICIES
 

@@ -128,14 +128,14 @@ def test_we_only_choose_the_examples(make: Train, built: BuiltMixture, tmp_path:
 def test_epochs_are_whole_global_batches_and_the_stream_goes_on(
     make: Train, workers: int, epochs: int
 ) -> None:
-    trainer = make(
-        "prop", max_steps=-1, num_train_epochs=epochs, dataloader_num_workers=workers
-    )
+    trainer = make("prop", max_steps=-1, num_train_epochs=epochs, dataloader_num_workers=workers)
     trainer.train()
     assert trainer.state.global_step == 12 * epochs  # 93 examples in batches of 8
     reference = make("prop", max_steps=12 * epochs)
     reference.train()
-    assert trainer.balance_summary()["stream_sha256"] == reference.balance_summary()["stream_sha256"]
+    assert (
+        trainer.balance_summary()["stream_sha256"] == reference.balance_summary()["stream_sha256"]
+    )
 
 
 def test_workers_do_not_change_an_adaptive_run(make: Train) -> None:

@@ -117,23 +117,26 @@ def test_reentrant_checkpointing_is_left_out():
 
 
 def test_a_layer_that_drops_out_by_itself_is_not_put_in_train_mode():
-    config = OPTConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        word_embed_proj_dim=16,
-        ffn_dim=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        dropout=0.5,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = OPTForCausalLM(config)
+    def opt(dropout):
+        config = OPTConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            word_embed_proj_dim=16,
+            ffn_dim=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            dropout=dropout,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return OPTForCausalLM(config)
+
+    model, plain, examples = opt(dropout=0.5), opt(dropout=0.0), random_examples(2)
     model.activation_checkpointing_enable()
     model.train()
-    examples = random_examples(2)
-    first = example_gradient_norms(model, examples)
-    assert np.array_equal(first, example_gradient_norms(model, examples))
+    np.testing.assert_allclose(
+        example_gradient_norms(model, examples), example_gradient_norms(plain, examples), rtol=1e-6
+    )
 
 
 def test_lora_with_checkpointing():
@@ -170,6 +173,7 @@ def test_distributed_data_parallel_is_looked_through(tmp_path):
     )
     try:
         model, reductions = DistributedDataParallel(tiny_model()), []
+        model.register_forward_pre_hook(lambda *_: pytest.fail("the wrapper was run"))
         model.register_comm_hook(
             None, lambda _s, bucket: reductions.append(1) or bucket.get_future()
         )

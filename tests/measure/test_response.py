@@ -75,7 +75,13 @@ def models():
     yield "scaled", lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.3))
     yield "divided", lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0))
     gpt2 = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2
+        vocab_size=VOCABULARY,
+        n_embd=16,
+        initializer_range=0.3,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     yield "gpt2", lambda: GPT2LMHeadModel(gpt2)
 

@@ -92,7 +92,7 @@ def test_a_kill_loses_one_shard_at_most(examples, tmp_path):
     "damage",
     [
         lambda text: text[: len(text) // 2],
-        lambda text: text.replace('"losses": [', '"losses": [1.0, '),
+        lambda text: json.dumps(json.loads(text) | {"losses": [1.0, 2.0, 3.0, 4.0]}),
         lambda _text: "",
         lambda _text: "[]",
         lambda _text: "null",

@@ -70,6 +70,7 @@ def test_a_weight_cast_inside_does_not_leak_into_the_step_around():
     layer = nn.Linear(4, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with undisturbed(layer), torch.no_grad():
+            assert not torch.is_autocast_cache_enabled()
             layer(torch.ones(1, 4))
         assert torch.is_autocast_cache_enabled()
         layer(torch.ones(1, 4)).float().sum().backward()

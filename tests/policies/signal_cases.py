@@ -33,9 +33,9 @@ def every_signal(sizes, values, *, step=200):
     return signals_of(
         sizes,
         step,
-        whole={name: values[:, 0] for name in WHOLE_SIGNALS},
-        before={name: 2 * values for name in EXAMPLE_SIGNALS},
-        **{name: values for name in EXAMPLE_SIGNALS},
+        whole=dict.fromkeys(WHOLE_SIGNALS, values[:, 0]),
+        before=dict.fromkeys(EXAMPLE_SIGNALS, 2 * values),
+        **dict.fromkeys(EXAMPLE_SIGNALS, values),
     )
 
 

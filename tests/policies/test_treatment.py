@@ -69,7 +69,7 @@ def test_a_worked_case():
     shrunk = shrink(np.array([1.0, 3.0]), np.array([0.2, 0.6]), 1.0)
     assert shrunk == pytest.approx(2 * np.array(expected))
     half = shrink(np.array([1.0, 3.0]), np.array([0.2, 0.6]), 0.5)
-    assert half == pytest.approx((shrunk + [1.0, 3.0]) / 2)
+    assert half == pytest.approx((shrunk + np.array([1.0, 3.0])) / 2)
 
 
 def test_scale_of_the_rewards_does_not_matter_and_unknown_stays_unknown():

@@ -31,6 +31,10 @@ def test_the_table_finds_what_the_search_finds_among_thousands_of_cells() -> Non
     assert np.array_equal(law.cells(numbers), law.search(numbers))
 
 
+def test_the_smallest_probability_there_is_can_be_all_there_is() -> None:
+    assert Law(np.array([0.0, 5e-324, 0.0])).cells(np.array([0.0, 0.75])).tolist() == [1, 1]
+
+
 def test_cells_come_as_often_as_the_law_says() -> None:
     chances = np.array([0.5, 0.0, 0.3, 0.15, 0.05])
     counts = np.bincount(Law(chances).cells(uniforms(4, 0, 100_000)), minlength=5)
@@ -45,8 +49,8 @@ def test_occurrence_ranks_count_the_same_cell_before(cells: np.ndarray) -> None:
 
 
 def test_occurrence_ranks_with_more_cells_than_16_bits() -> None:
-    cells = np.array([70_000, 4464, 70_000])  # equal modulo 2^16
-    assert occurrence_ranks(cells, np.bincount(cells)).tolist() == [0, 0, 1]
+    cells = np.array([70_000, 70_000, 4464])  # equal modulo 2^16
+    assert occurrence_ranks(cells, np.bincount(cells)).tolist() == [0, 1, 0]
 
 
 def test_a_cell_is_used_up_in_a_new_order_each_cycle() -> None:

@@ -13,9 +13,9 @@ from hbo.cli.faults import Interrupted, explain
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0: done; 2: the user's configuration or data; 1: the environment or a fault of ours; 130 and 143:
-    stopped by SIGINT and SIGTERM. 1 and 2 print one line on stderr, ``error: ...``; ``--debug``, before
-    or after the command, shows the traceback as well.
+    0: done; 2: the user's configuration or data; 1: the environment or a fault of ours; 130 and
+    143: stopped by SIGINT and SIGTERM. 1 and 2 print one line on stderr, ``error: ...``;
+    ``--debug``, before or after the command, shows the traceback as well.
 
     Args:
         argv: Arguments without the program's name; ``None`` takes the process's.
@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     from hbo.cli.app import app
+    from hbo.cli.output import calm_environment
 
-    result = app(args=arguments, standalone_mode=False, prog_name="hbo")
+    with calm_environment():
+        result = app(args=arguments, standalone_mode=False, prog_name="hbo")
     sys.stdout.flush()
     return result if isinstance(result, int) else 0

@@ -19,10 +19,12 @@ def _show_version(wanted: bool) -> None:
 
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it and exit.")
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show it and exit."),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error; works after a command too.")
+        bool,
+        typer.Option("--debug", help="Show the traceback of an error; works after a command too."),
     ] = False,
 ) -> None:
     """Fine-tune a language model on a mixture of datasets that balances itself.

@@ -7,7 +7,15 @@ import errno
 from hbo.errors import HBOError
 from hbo.run.stop import Interrupted as Interrupted
 
-_HUB_MODULES = ("huggingface_hub", "requests", "httpx", "httpx2", "httpcore", "httpcore2", "urllib3")
+_HUB_MODULES = (
+    "huggingface_hub",
+    "requests",
+    "httpx",
+    "httpx2",
+    "httpcore",
+    "httpcore2",
+    "urllib3",
+)
 _HUB_WORDS = ("couldn't connect to", "offline mode", "connection error", "max retries exceeded")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 

@@ -15,7 +15,7 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help='Change one key, e.g. training.max_steps=100 or datasets."a.b".weight=0.2; repeatable.',
+        help='Change a key: training.max_steps=100 or datasets."a.b".weight=0.2; repeatable.',
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

@@ -18,13 +18,23 @@ _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_NO_ADVISORY_WAR
 
 
 @contextmanager
-def quiet_libraries(stdout: bool = False) -> Iterator[None]:
-    """Hold back warnings and log lines of libraries; with ``stdout`` also what they print."""
+def calm_environment() -> Iterator[None]:
+    """Environment variables that libraries read when they are imported; bars only at a terminal."""
     wanted = dict(_ENVIRONMENT)
-    if stdout or not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         wanted["TQDM_DISABLE"] = "1"
     added = [name for name in wanted if name not in os.environ]
     os.environ.update({name: wanted[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def quiet_libraries(stdout: bool = False) -> Iterator[None]:
+    """Hold back warnings and log lines of libraries; with ``stdout`` also what they print."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
@@ -37,8 +47,6 @@ def quiet_libraries(stdout: bool = False) -> Iterator[None]:
                 yield
     finally:
         logging.disable(before)
-        for name in added:
-            os.environ.pop(name, None)
 
 
 def print_json(value: Any) -> None:

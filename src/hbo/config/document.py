@@ -50,7 +50,11 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
-    ("bool", r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
+    (
+        "bool",
+        r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF",
+        "yYnNtTfFoO",
+    ),
     ("int", r"[-+]?(0x[0-9a-fA-F_]+|0b[01_]+|[0-9][0-9_]*)", "-+0123456789"),
     (
         "float",
@@ -61,7 +65,7 @@ for _tag, _pattern, _first in (
     ("merge", "<<", "<"),
     ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
 ):
-    _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first)
     )
 
@@ -78,7 +82,7 @@ def load_document(path: Path | str) -> Document:
     path = Path(path)
     if path.suffix.lower() not in {".yaml", ".yml", ".json"}:
         raise ConfigError(
-            f"a configuration is a .yaml, .yml or .json file, not {path.suffix or 'without suffix'!r}",
+            f"a configuration is a .yaml, .yml or .json file, not {path.suffix or 'a bare name'!r}",
             where=str(path),
         )
     text = _read_text(path)
@@ -116,15 +120,19 @@ def _read_text(path: Path) -> str:
 
 def _compose(text: str, name: str) -> yaml.Node | None:
     try:
-        return cast("yaml.Node | None", yaml.compose(text, Loader=_Loader))
+        return yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark and name != "--set" else name
-        raise ConfigError(f"not valid YAML: {error.problem or error.context}", where=where) from None
+        raise ConfigError(
+            f"not valid YAML: {error.problem or error.context}", where=where
+        ) from None
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         where = name if name == "--set" else f"{name}:{line}"
-        raise ConfigError(f"not valid YAML: {error.reason}; remove that character", where=where) from None
+        raise ConfigError(
+            f"not valid YAML: {error.reason}; remove that character", where=where
+        ) from None
     except RecursionError:
         raise ConfigError("nested too deeply", where=name) from None
 
@@ -166,12 +174,14 @@ def _json(text: str, name: str) -> Document:
 
 def _json_place(text: str, key: str, name: str) -> str:
     """Line of the second time that a key is written."""
-    hits = [match.start() for match in re.finditer(re.escape(json.dumps(key, ensure_ascii=False)), text)]
+    hits = [
+        match.start() for match in re.finditer(re.escape(json.dumps(key, ensure_ascii=False)), text)
+    ]
     return f"{name}:{text[: hits[1]].count(chr(10)) + 1 if len(hits) > 1 else 1}"
 
 
 def _json_places(text: str, name: str) -> dict[Path_, str]:
-    """Lines of a JSON text, read as YAML (of which it is a part but for tabs between its tokens)."""
+    """Lines of a JSON text, read as YAML (of which it is a part, tabs between tokens apart)."""
     try:
         node = yaml.compose(text.replace("\t", " "), Loader=_Loader)
         builder = _Builder(name)

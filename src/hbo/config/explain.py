@@ -120,16 +120,24 @@ def _path(location: Sequence[str | int], document: Document) -> tuple[str, ...]:
     path: list[str] = []
     here: Any = document.values
     for part in location:
-        if isinstance(here, dict) and part in here:
-            here = here[part]
-        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
-            here = here[part]
-        elif isinstance(part, str) and isinstance(here, dict) and part in _keys_at(path):
-            here = None
+        found, below = _inside(here, part)
+        if found:
+            here = below
+        elif isinstance(here, dict) and part in _keys_at(path):
+            here = None  # a required key that is missing
         else:
             continue
         path.append(str(part))
     return tuple(path)
+
+
+def _inside(values: Any, part: str | int) -> tuple[bool, Any]:
+    """Whether plain values have this key or index, and what is there."""
+    if isinstance(values, dict) and part in values:
+        return True, values[part]
+    if isinstance(values, list) and isinstance(part, int) and part < len(values):
+        return True, values[part]
+    return False, None
 
 
 def _keys_at(path: Sequence[str]) -> list[str]:

@@ -31,7 +31,7 @@ class LoadedConfig:
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> LoadedConfig:
     """Read and check a configuration file; nothing but NumPy and pydantic is needed for it.
 
-    Fields of TRL's dataclasses are checked by ``hbo.config.trl.check_trl``, which has to import TRL.
+    Fields of TRL's dataclasses are checked by ``hbo.config.trl.check_trl``, which imports TRL.
 
     Args:
         path: A ``.yaml``, ``.yml`` or ``.json`` file.
@@ -114,7 +114,7 @@ def check_shares(loaded: LoadedConfig) -> None:
         last = [name for name, subset in subsets.items() if subset.max_share < 1][-1]
         raise loaded.error(
             ("datasets", last, "max_share"),
-            f"the max_share of all datasets sum to {ceilings:.4g}; at least 1 is needed; raise some",
+            f"the max_share of all datasets sum to {ceilings:.4g}; it takes at least 1; raise some",
         )
 
 

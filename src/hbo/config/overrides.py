@@ -18,7 +18,7 @@ def apply_override(document: Document, text: str) -> None:
 
     Args:
         document: The configuration file's values.
-        text: ``dotted.path=value``; a name with dots in it is quoted: ``datasets."a.b".weight=0.2``.
+        text: ``dotted.path=value``; a name with dots is quoted: ``datasets."a.b".weight=0.2``.
 
     Raises:
         ConfigError: No ``=``, an unclosed quote, an empty name, or a path through a plain value.
@@ -76,7 +76,8 @@ def split_path(text: str) -> tuple[tuple[str, ...], str]:
             name += letter
     problem = "has an unclosed quote" if quote else "has no value or an empty name"
     raise ConfigError(
-        f"{text[:80]!r} {problem}; write --set key.name=value (names with dots in quotes)", where=WHERE
+        f"{text[:80]!r} {problem}; write --set key.name=value (names with dots in quotes)",
+        where=WHERE,
     )
 
 

@@ -65,7 +65,9 @@ class DatasetSection(Section):
                 f"min_share {self.min_share} is above max_share {self.max_share}; lower one"
             )
         if self.max_share == 0:
-            raise ValueError("max_share is 0, so nothing would be drawn; remove the dataset instead")
+            raise ValueError(
+                "max_share is 0, so nothing would be drawn; remove the dataset instead"
+            )
         return self
 
 

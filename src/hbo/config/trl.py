@@ -33,7 +33,13 @@ POSITIVE = (
     "num_train_epochs",
     "max_length",
 )
-NOT_NEGATIVE = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers")
+NOT_NEGATIVE = (
+    "learning_rate",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "dataloader_num_workers",
+)
 ON_CPU = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
 
 
@@ -64,7 +70,9 @@ def check_trl(loaded: LoadedConfig, accelerator: bool | None = None) -> TrainerS
         warnings.simplefilter("ignore")
         from trl import ModelConfig, SFTConfig
 
-    _check_fields(loaded, "tuning", ModelConfig, {"model_name_or_path": "set the top-level 'model'"})
+    _check_fields(
+        loaded, "tuning", ModelConfig, {"model_name_or_path": "set the top-level 'model'"}
+    )
     _check_fields(loaded, "training", SFTConfig, ONE_HOME)
     _check_ranges(loaded)
     config = loaded.config
@@ -76,11 +84,15 @@ def check_trl(loaded: LoadedConfig, accelerator: bool | None = None) -> TrainerS
         try:
             training = SFTConfig(output_dir=config.output_dir, seed=config.seed, **values)
         except (ValueError, TypeError, ImportError, RuntimeError, AttributeError) as error:
-            raise loaded.error(("training",), f"SFTConfig refuses this: {shorten(str(error), 300)}") from None
+            raise loaded.error(
+                ("training",), f"SFTConfig refuses this: {shorten(str(error), 300)}"
+            ) from None
         try:
             tuning = ModelConfig(model_name_or_path=config.model, **config.tuning)
         except (ValueError, TypeError) as error:
-            raise loaded.error(("tuning",), f"ModelConfig refuses this: {shorten(str(error), 300)}") from None
+            raise loaded.error(
+                ("tuning",), f"ModelConfig refuses this: {shorten(str(error), 300)}"
+            ) from None
     return TrainerSettings(training, tuning, tuple(notices))
 
 
@@ -102,11 +114,15 @@ def with_cpu_defaults(
     notices = []
     if on_cpu:
         for key, value in ON_CPU.items():
-            taken = key in values or (key == "gradient_checkpointing" and "activation_checkpointing" in values)
+            taken = key in values or (
+                key == "gradient_checkpointing" and "activation_checkpointing" in values
+            )
             if taken:
                 continue
             values[key] = value
-            notices.append(f"training.{key} is unset: {str(value).lower()}, as there is no accelerator")
+            notices.append(
+                f"training.{key} is unset: {str(value).lower()}, as there is no accelerator"
+            )
     return values, notices
 
 
@@ -137,7 +153,9 @@ def _check_type(loaded: LoadedConfig, path: tuple[str, ...], hint: Any, value: A
         adapter.validate_python(value)
     except (ValidationError, ValueError):
         kind = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
-        kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(kind, kind)
+        kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(
+            kind, kind
+        )
         raise loaded.error(path, f"is {shorten(value)}; must be {kind}") from None
 
 
@@ -150,9 +168,12 @@ def _check_ranges(loaded: LoadedConfig) -> None:
         if key in POSITIVE and value <= 0:
             raise loaded.error(("training", key), f"is {value}; must be above 0")
         if not 0 <= value < float("inf"):
-            raise loaded.error(("training", key), f"is {value}; must be a finite number, at least 0")
+            raise loaded.error(
+                ("training", key), f"is {value}; must be a finite number, at least 0"
+            )
     steps = training.get("max_steps")
     if isinstance(steps, int) and steps < 1 and steps != -1:
         raise loaded.error(
-            ("training", "max_steps"), f"is {steps}; must be at least 1 (or -1: num_train_epochs decides)"
+            ("training", "max_steps"),
+            f"is {steps}; must be at least 1 (or -1: num_train_epochs decides)",
         )

@@ -35,7 +35,7 @@ class BuiltMixture:
         mixture: Names and cell sizes.
         limits: Floors and caps of the subsets.
         weights: (K,) given shares, summing to 1; ``None`` where the sizes decide.
-        rows: (N,) row of each example in its subset as it was given.
+        rows: (N,) row of each example among the usable records of its subset.
         dropped: Per subset, how many examples truncation left without a response.
     """
 
@@ -158,7 +158,7 @@ def _flat(cell: Sequence[Encoded]) -> tuple[Any, Any, IntArray]:
     empty = np.empty(0, dtype=np.int32)
     ids = np.concatenate([empty, *(example.input_ids for example in cell)])
     labels = np.concatenate([empty, *(example.labels for example in cell)])
-    return ids.astype(np.int32), labels.astype(np.int32), offsets
+    return ids.astype(np.int32, copy=False), labels.astype(np.int32, copy=False), offsets
 
 
 def _table(

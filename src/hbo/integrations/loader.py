@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Sampler
 
+from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
 from hbo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
     from hbo.balancer import Balancer
 
-ID_COLUMN = "hbo_example_id"
-FIRST_LOSS_COLUMN = "hbo_first_loss"
 ROW_TOKENS = "hbo_row_tokens"
 """Batch key: tokens of each row, which say where it lies in a flattened (padding-free) batch."""
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from hbo.balancer import Balancer, Update
+from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
 from hbo.errors import ConfigError
 from hbo.integrations.engine import BalanceOptions, Engine
 from hbo.integrations.loader import ExampleIdCollator
@@ -196,4 +197,4 @@ class BalancedLoop:
         self.engine.start(self._model, int(state["balancer"]["step"]), state)
 
 
-_ROW_COLUMNS = frozenset({"input_ids", "labels", "hbo_example_id", "hbo_first_loss"})
+_ROW_COLUMNS = frozenset({"input_ids", "labels", ID_COLUMN, FIRST_LOSS_COLUMN})

@@ -146,7 +146,7 @@ class _Scorer:
     def _path(self, shard: Sequence[Encoded], kind: str) -> Path | None:
         if self.cache is None:
             return None
-        facts = f"{SCHEMA} {self.key}  {examples_fingerprint(shard)}"
+        facts = f"{SCHEMA} {self.key} {self.dtype} {examples_fingerprint(shard)}"
         name = hashlib.sha256(facts.encode())
         return self.cache / f"{kind}-{name.hexdigest()[:40]}.json"
 

@@ -81,7 +81,7 @@ class HBO:
     """Divide local rewards by their mean over the subset's groups, as the code does; 5.1(6). Off,
     because the mean jumps when only some groups were seen, and R / sum R has no scale anyway."""
     reward_clip: float | None = 4.0
-    """Cut rewards to [median / c, median x c] of their actor (Eq. 8 is heavy-tailed), or ``None``."""
+    """c: cut rewards to [median / c, median x c] of their actor, as Eq. 8 has heavy tails."""
     ema_alpha: float | None = 0.5
     """Weight of the new reward in the running one (1.6: the code has 0.9, off); ``None`` off."""
     ema_level: str = "both"

@@ -261,7 +261,7 @@ FORMATS: dict[str, Callable[[RunRecord, LearnedMixture], dict[str, str]]] = {
 def _head(run: RunRecord, notes: Sequence[str]) -> str:
     lines = [
         f"Mixture learned by {visible(run.policy)}, seed {run.seed}, averaged over",
-        f"the draws of {run.last_step} optimiser steps. Paths are those of the run's configuration;",
+        f"the draws of {run.last_step} optimiser steps. Paths are those of the configuration;",
         "for a name of `hbo assets`, write the folder that `hbo assets path NAME` prints.",
         *notes,
     ]

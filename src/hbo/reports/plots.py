@@ -126,14 +126,14 @@ def _local_panels(run: RunRecord, k: int) -> list[Panel]:
     rewards = np.array([local.rewards for _, local in moves])
     errors = np.nan_to_num(np.array([local.errors for _, local in moves]))
     upper = [
-        Line(group_colour(g, groups), begun, shares[:, g], f"group {g + 1}", steps=True, key=g)
+        Line(group_colour(g, groups), begun, shares[:, g], f"group {g}", steps=True, key=g)
         for g in range(groups)
     ]
     panels = [Panel(upper, run.last_step, percent=True, level=1 / groups)]
     if np.isfinite(rewards).any():
         lower = [
             Line(
-                group_colour(g, groups), decided, rewards[:, g], f"group {g + 1}",
+                group_colour(g, groups), decided, rewards[:, g], f"group {g}",
                 errors=errors[:, g], marker=True, key=g,
             )
             for g in range(groups)

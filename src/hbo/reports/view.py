@@ -226,7 +226,7 @@ def _reward_note(run: RunRecord, k: int) -> str:
 def _group_keys(groups: int) -> list[Key]:
     words = {0: "easiest", groups - 1: "hardest"} if groups > 1 else {}
     return [
-        Key(g, group_colour(g, groups), False, Markup("group {}").format(g + 1), words.get(g, ""))
+        Key(g, group_colour(g, groups), False, Markup("group {}").format(g), words.get(g, ""))
         for g in range(groups)
     ]
 

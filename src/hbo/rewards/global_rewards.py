@@ -75,8 +75,10 @@ def progress(signals: Signals) -> Measured:
     earlier, now = signals.before.get(LOSS), signals.table(LOSS)
     if earlier is None:
         return _whole(np.full(len(signals.sizes), np.nan))
-    errors = np.sqrt(earlier.standard_error**2 + now.standard_error**2)
-    return weighted_mean(earlier.mean - now.mean, errors, signals.sizes)
+    with np.errstate(over="ignore", invalid="ignore"):  # of values too large: unknown
+        errors = np.sqrt(earlier.standard_error**2 + now.standard_error**2)
+        fall = earlier.mean - now.mean
+    return weighted_mean(fall, errors, signals.sizes)
 
 
 def _whole(values: FloatArray) -> Measured:

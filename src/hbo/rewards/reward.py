@@ -73,15 +73,18 @@ def weighted_mean(values: FloatArray, errors: FloatArray, sizes: IntArray) -> Me
     total = weights.sum(axis=-1)
     shares = weights / np.where(total > 0, total, 1.0)[..., None]
     mean = np.where(known, shares * np.where(known, values, 0.0), 0.0).sum(axis=-1)
-    variance = np.where(known, (shares * np.where(known, errors, 0.0)) ** 2, 0.0).sum(axis=-1)
+    with np.errstate(over="ignore"):  # an error too large to square is infinite
+        variance = np.where(known, (shares * np.where(known, errors, 0.0)) ** 2, 0.0).sum(axis=-1)
     return np.where(total > 0, mean, np.nan), np.where(total > 0, np.sqrt(variance), np.nan)
 
 
 def _cell_errors(table: SignalTable) -> FloatArray:
-    errors, counts = table.standard_error, table.counts
-    freedom = np.maximum(counts - 1, 0.0)
-    spread = np.where(counts > 1, errors**2 * counts * freedom, 0.0).sum(axis=-1, keepdims=True)
-    freedom = freedom.sum(axis=-1, keepdims=True)
-    pooled = np.where(freedom > 0, spread / np.maximum(freedom, 1.0), np.nan)
-    borrowed = np.sqrt(pooled / np.maximum(counts, 1.0))
+    counts = table.counts
+    with np.errstate(over="ignore", invalid="ignore"):  # of values too large: unknown, not a fault
+        errors = table.standard_error
+        freedom = np.maximum(counts - 1, 0.0)
+        spread = np.where(counts > 1, errors**2 * counts * freedom, 0.0).sum(axis=-1, keepdims=True)
+        freedom = freedom.sum(axis=-1, keepdims=True)
+        pooled = np.where(freedom > 0, spread / np.maximum(freedom, 1.0), np.nan)
+        borrowed = np.sqrt(pooled / np.maximum(counts, 1.0))
     return np.where(counts > 1, errors, np.where(counts > 0, borrowed, np.nan))

@@ -140,11 +140,15 @@ def expected_draws(probabilities: FloatArray, draws: int, caps: IntArray) -> Flo
         open_ &= ~over
         if not open_.any():
             break
-    inside = np.divide(probabilities, shares[:, None], where=shares[:, None] > 0, out=0 * probabilities)
+    inside = np.divide(
+        probabilities, shares[:, None], where=shares[:, None] > 0, out=0 * probabilities
+    )
     return np.asarray(inside * got[:, None], dtype=np.float64)
 
 
-def signal_cost(loaded: LoadedConfig, mixture: Mixture, budget: Budget, policy: Policy) -> dict[str, Any]:
+def signal_cost(
+    loaded: LoadedConfig, mixture: Mixture, budget: Budget, policy: Policy
+) -> dict[str, Any]:
     """What balancing adds to training, in passes over examples, and as a share of training's work.
 
     A training pass counts as three forward passes (one forward, and a backward of twice the cost).

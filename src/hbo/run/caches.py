@@ -15,6 +15,6 @@ def cache_dir() -> Path:
 
 
 def scores_dir(config: Config) -> Path:
-    """Where difficulty scores are kept: ``difficulty.cache_dir``, else ``scores`` in the user's cache."""
+    """``difficulty.cache_dir``, else ``scores`` in the user's cache."""
     given = config.difficulty.cache_dir
     return Path(given) if given else cache_dir() / "scores"

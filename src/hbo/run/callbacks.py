@@ -1,4 +1,4 @@
-"""What a run adds to the trainer's own callbacks: stopping on a signal, its clock, a line per log."""
+"""What a run adds to the trainer's callbacks: stopping on a signal, a clock, a line per log."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from hbo.run.progress import say
 from hbo.run.stop import StopRequest
-from hbo.run.world import is_main
 
 CLOCK_KEY = "hbo_run"
 
 
-class StopCallback(TrainerCallback):
+class StopCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """Stop after the optimiser step in which a signal came, with a checkpoint.
 
     All ranks stop together: a signal may reach them in different steps, so they ask each other.
@@ -40,8 +40,8 @@ class StopCallback(TrainerCallback):
         return bool(number)
 
 
-class ClockCallback(TrainerCallback):
-    """Wall seconds of the whole run, kept in the checkpoint so that a resumed run goes on counting."""
+class ClockCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Wall seconds of the whole run, kept in the checkpoint so that a resumed run goes on."""
 
     def __init__(self, start: float, seconds_before: float) -> None:
         self._start = start
@@ -57,18 +57,22 @@ class ClockCallback(TrainerCallback):
         state.stateful_callbacks[CLOCK_KEY] = {"seconds": self.seconds}
 
 
-class LineCallback(TrainerCallback):
+class LineCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """One short line for each of the trainer's logs, in place of the whole dictionary."""
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Print step, loss and learning rate, or an evaluation's losses."""
         logs = logs or {}
-        if not is_main():
-            return
         if "loss" in logs:
-            rate = f"  learning rate {logs['learning_rate']:.2e}" if "learning_rate" in logs else ""
-            print(f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}{rate}", flush=True)
+            rate = logs.get("learning_rate")
+            tail = "" if rate is None else f"  learning rate {rate:.2e}"
+            say(f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}{tail}")
         elif "eval_mixture_loss" in logs:
-            print(f"step {state.global_step}  eval_mixture_loss {logs['eval_mixture_loss']:.4f}", flush=True)
+            say(f"step {state.global_step}  eval_mixture_loss {logs['eval_mixture_loss']:.4f}")

@@ -76,5 +76,7 @@ def _cell(text: str) -> str:
     """A name that cannot break the table or the page."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in text)
     for letter in "\\|<>`[]":
-        shown = shown.replace(letter, f"\\{letter}" if letter in "\\|`[]" else {"<": "&lt;", ">": "&gt;"}[letter])
+        shown = shown.replace(
+            letter, f"\\{letter}" if letter in "\\|`[]" else {"<": "&lt;", ">": "&gt;"}[letter]
+        )
     return shown

@@ -17,7 +17,8 @@ PACKAGES = (
     "tokenizers",
     "safetensors",
     "gguf",
-    "plotly",
+    "jinja2",
+    "matplotlib",
     "lm_eval",
 )
 
@@ -48,7 +49,10 @@ def devices() -> list[str]:
         import torch
 
         if torch.cuda.is_available():
-            found += [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+            found += [
+                f"cuda:{i} {torch.cuda.get_device_name(i)}"
+                for i in range(torch.cuda.device_count())
+            ]
         elif torch.accelerator.is_available():
             kind = torch.accelerator.current_accelerator()
             found.append(str(kind.type if kind else "an accelerator"))
@@ -58,12 +62,20 @@ def devices() -> list[str]:
 def integrations() -> list[dict[str, str]]:
     """Each way to train, the packages it needs, and whether they are here."""
     table = [
-        ("TRL SFTTrainer", "BalancedSFTTrainer", ("trl", "transformers", "accelerate", "datasets", "torch")),
-        ("Transformers Trainer", "BalancedTrainer, attach", ("transformers", "accelerate", "datasets", "torch")),
+        (
+            "TRL SFTTrainer",
+            "BalancedSFTTrainer",
+            ("trl", "transformers", "accelerate", "datasets", "torch"),
+        ),
+        (
+            "Transformers Trainer",
+            "BalancedTrainer, attach",
+            ("transformers", "accelerate", "datasets", "torch"),
+        ),
         ("plain PyTorch loop", "hbo.integrations.torch", ("torch",)),
         ("LoRA", "tuning.use_peft", ("peft", "trl", "torch")),
         ("GGUF models", "model: an asset", ("gguf", "transformers", "torch")),
-        ("report with charts", "hbo report", ("plotly",)),
+        ("report with charts", "hbo report", ("jinja2", "matplotlib")),
         ("benchmarks", "evaluation.benchmarks", ("lm_eval", "torch")),
     ]
     rows = []
@@ -83,11 +95,17 @@ def supported() -> list[dict[str, str]]:
     bf16 = cuda and torch.cuda.is_bf16_supported()
     return [
         {"what": "one process", "state": "ready"},
-        {"what": "several processes (torchrun, gloo)", "state": _ready(torch.distributed.is_available())},
+        {
+            "what": "several processes (torchrun, gloo)",
+            "state": _ready(torch.distributed.is_available()),
+        },
         {"what": "one GPU", "state": _ready(gpus >= 1, "no GPU here")},
         {"what": "several GPUs (nccl)", "state": _ready(gpus >= 2, "fewer than two GPUs here")},
         {"what": "bf16 on an accelerator", "state": _ready(bf16, "no accelerator that has it")},
-        {"what": "DeepSpeed", "state": _ready(version_of("deepspeed") is not None, "not installed")},
+        {
+            "what": "DeepSpeed",
+            "state": _ready(version_of("deepspeed") is not None, "not installed"),
+        },
     ]
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import yaml
 
 from hbo.config import LoadedConfig
 from hbo.errors import ConfigError
-from hbo.run.environment import versions
 from hbo.run.files import write_whole
 
 CONFIG, LOG, SUMMARY, REPORT, EVALUATION, MODEL = (
@@ -75,14 +75,14 @@ def clear(folder: Path) -> None:
     for path in _checkpoints(folder).values():
         shutil.rmtree(path)
     shutil.rmtree(folder / MODEL, ignore_errors=True)
-    for name in (CONFIG, LOG, SUMMARY, REPORT, EVALUATION):
+    # TRL writes a README.md of its own beside the checkpoints.
+    for name in (CONFIG, LOG, SUMMARY, REPORT, EVALUATION, "README.md"):
         (folder / name).unlink(missing_ok=True)
 
 
-def write_config(loaded: LoadedConfig, folder: Path) -> None:
-    """The resolved configuration, with the versions that the run was made with."""
-    values = {**loaded.config.plain(), "versions": versions()}
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+def write_config(values: Mapping[str, Any], folder: Path) -> None:
+    """Write the resolved configuration, with the versions that the run was made with."""
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
     write_whole(folder / CONFIG, text)
 
 

@@ -5,20 +5,22 @@ The hub's own client tries again for most of a minute before it gives up; a plan
 
 from __future__ import annotations
 
+from typing import Any
+
 SECONDS = 10.0
 
 
 def hub_is_reachable(seconds: float = SECONDS) -> bool:
     """One request to the hub's address; any answer counts."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, utils
 
     if constants.is_offline_mode():
         return False
     try:
-        get_session().head(constants.ENDPOINT, timeout=seconds)
+        session: Any = utils.get_session()  # type: ignore[attr-defined]
+        session.head(constants.ENDPOINT, timeout=seconds)
     except Exception:
-        # Whatever stands in the way (name service, proxy, certificate, time), the hub is out of reach.
+        # Whatever stands in the way (name service, proxy, time), the hub is out of reach.
         return False
     return True
 

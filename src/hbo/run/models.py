@@ -19,7 +19,7 @@ Progress = Callable[[str], None]
 def locate_model(
     loaded: LoadedConfig, path: tuple[str, ...] = ("model",), progress: Progress | None = None
 ) -> str:
-    """What ``from_pretrained`` takes: an asset's folder (fetched if need be), a folder, or a hub id.
+    """What ``from_pretrained`` takes: an asset's folder (fetched if need be), a folder, a hub id.
 
     Args:
         loaded: The configuration.
@@ -39,7 +39,10 @@ def locate_model(
         raise loaded.error(path, error.message) from None
     folder = Path(found)
     if folder.is_dir():
-        if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        if (
+            not (folder / "config.json").is_file()
+            and not (folder / "adapter_config.json").is_file()
+        ):
             raise loaded.error(
                 path, f"the folder {found!r} holds no model (no config.json); name a model's folder"
             )
@@ -121,15 +124,21 @@ def load_model(
 
 
 def _quantization(tuning: Any) -> dict[str, Any]:
-    from trl import get_kbit_device_map, get_quantization_config
+    from accelerate import PartialState
+    from trl import get_quantization_config
 
     quantization = get_quantization_config(tuning)
     if quantization is None:
         return {}
-    return {"quantization_config": quantization, "device_map": get_kbit_device_map()}
+    return {
+        "quantization_config": quantization,
+        "device_map": {"": PartialState().local_process_index},
+    }
 
 
-def _hub_options(loaded: LoadedConfig, path: tuple[str, ...], name: str, settings: TrainerSettings) -> dict[str, Any]:
+def _hub_options(
+    loaded: LoadedConfig, path: tuple[str, ...], name: str, settings: TrainerSettings
+) -> dict[str, Any]:
     """What a hub needs to know besides the name; nothing for a local folder."""
     trust = {"trust_remote_code": True} if settings.training.trust_remote_code else {}
     if Path(name).is_dir():
@@ -154,7 +163,9 @@ def _from_pretrained(
     try:
         return load()
     except hub.HfHubHTTPError as error:
-        raise loaded.error(path, f"the hub has no {what} {name!r}: {shorten(str(error), 160)}") from None
+        raise loaded.error(
+            path, f"the hub has no {what} {name!r}: {shorten(str(error), 160)}"
+        ) from None
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

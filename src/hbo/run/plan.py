@@ -59,6 +59,14 @@ class Plan:
     cost: dict[str, Any]
     warnings: tuple[dict[str, Any], ...]
 
+    @property
+    def warning_lines(self) -> list[str]:
+        """Each warning as one line that names its subset."""
+        return [
+            f"{warning['subset']}: {warning['text']}" if warning["subset"] else warning["text"]
+            for warning in self.warnings
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON-safe values, by subset and group."""
         config = self.prepared.loaded.config
@@ -86,7 +94,7 @@ class Plan:
         groups = [
             {
                 "rows": int(sizes[g]),
-                "tokens": int(round(self._tokens[k, g])),
+                "tokens": round(float(self._tokens[k, g])),
                 "probability": float(self.probabilities[k, g]),
                 "expected_draws": float(draws[g]),
                 "expected_passes": float(draws[g] / sizes[g]) if sizes[g] else 0.0,
@@ -152,7 +160,15 @@ def plan_of(prepared: Prepared) -> Plan:
         )
         warnings.append({"code": "no-update", "subset": None, "text": text})
     return Plan(
-        prepared, mixture, budget, lag, probabilities, draws, scores is not None, cost, tuple(warnings)
+        prepared,
+        mixture,
+        budget,
+        lag,
+        probabilities,
+        draws,
+        scores is not None,
+        cost,
+        tuple(warnings),
     )
 
 
@@ -178,7 +194,7 @@ def _check_workers(prepared: Prepared, lag: int) -> None:
 
 
 def _scoring_passes(prepared: Prepared, num_examples: int, scored: bool) -> int:
-    """Forward passes that scoring still has to make, over examples with and without their prompt."""
+    """Forward passes that scoring still has to make, with and without the prompt."""
     config = prepared.loaded.config
     metric = config.difficulty.metric
     if not is_measured(metric):
@@ -201,7 +217,9 @@ def _warnings(
         rows, passes = mixture.subset_sizes[k], draws[k].sum() / mixture.subset_sizes[k]
         filled = mixture.sizes[k][mixture.sizes[k] > 0]
         if filled.min() < FEW_IN_A_CELL:
-            text = f"its smallest difficulty group has {filled.min()} examples: rewards will be noisy"
+            text = (
+                f"its smallest difficulty group has {filled.min()} examples: rewards will be noisy"
+            )
             warn("tiny-group", part.name, text)
         if passes > MANY_PASSES:
             text = f"each of its {rows} examples is repeated {passes:.1f} times; set max_passes"
@@ -216,7 +234,7 @@ def _warnings(
         if len(part.encoded.dropped):
             place = part.train.places[int(part.encoded.dropped[0])]
             text = (
-                f"{len(part.encoded.dropped)} examples are dropped, as training.max_length cuts them"
+                f"{len(part.encoded.dropped)} examples are dropped: training.max_length cuts them"
                 f" before their response; first: {place}"
             )
             warn("dropped", part.name, text)

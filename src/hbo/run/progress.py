@@ -12,7 +12,8 @@ from hbo.run.world import is_main
 def say(line: str) -> None:
     """One line for the user, from the main process only."""
     if is_main():
-        print(line, flush=True)
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def is_measured(metric: str) -> bool:
 
 
 def cached_scores(prepared: Prepared) -> Scores | None:
-    """Scores without loading a model: of metrics that need none, or where the cache has them all."""
+    """Scores without loading a model: the metric needs none, or the cache has them all."""
 
     def refuse(_path: tuple[str, ...]) -> NoReturn:
         raise _NotScored
@@ -87,11 +87,13 @@ def measured_scores(
         name = prepared.model if path == OWN else prepared.scoring_model
         return load_model(prepared.loaded, name, prepared.settings, path)
 
-    return _scores(prepared, load, with_first=_wants_first_losses(prepared), done=done, notice=notice)
+    return _scores(
+        prepared, load, with_first=_wants_first_losses(prepared), done=done, notice=notice
+    )
 
 
 def _wants_first_losses(prepared: Prepared) -> bool:
-    """Whether somebody reads the untouched model's losses, or the scoring pass gives them anyway."""
+    """Whether somebody reads the untouched model's losses, or scoring gives them anyway."""
     config = prepared.loaded.config
     needs = make_policy(config.balance.policy, config.balance.fields).needs
     free = is_measured(config.difficulty.metric) and prepared.scoring_model == prepared.model
@@ -115,17 +117,18 @@ def _scores(
 
     alone = metric in NEEDS_ALONE
     first = measure(OWN, alone and same) if with_first else None
-    first_losses = first and {name: part.loss for name, part in first.items()}
+    first_losses = None if first is None else {name: part.loss for name, part in first.items()}
     if metric.startswith(COLUMN):
         trains = {part.name: part.train for part in prepared.parts}
         return Scores(column_scores(metric, trains, prepared.encoded), first_losses)
     if not is_measured(metric):
-        found = {part.name: _without_model(part.encoded.encoded) for part in prepared.parts}
+        found = {p.name: _without_model(p.encoded.encoded) for p in prepared.parts}
     elif first is not None and same:
         found = first
     else:
         found = measure(OWN if same else SCORING, alone)
-    return Scores({n: difficulty_scores(metric, part) for n, part in found.items()}, first_losses)
+    scores = {name: difficulty_scores(metric, part) for name, part in found.items()}
+    return Scores(scores, first_losses)
 
 
 def _without_model(encoded: tuple[Encoded, ...]) -> ResponseStatistics:

@@ -67,7 +67,7 @@ def _read(
     if match is None:
         raise loaded.error(
             ("datasets", name, "split" if split == section.split else "eval_split"),
-            f"is {shorten(split)}; write a split's name, with a slice if wanted: train[:300], train[10%:]",
+            f"is {shorten(split)}; write a split's name and, if wanted, a slice: train[:300]",
         )
     files = _local_files(loaded, name, section, match["name"], place)
     if files is None:
@@ -112,7 +112,9 @@ def _local_files(
         try:
             return [Path(asset_data_files(path, section.name))]
         except ConfigError as error:
-            raise loaded.error(("datasets", name, "name" if section.name else "path"), error.message) from None
+            raise loaded.error(
+                ("datasets", name, "name" if section.name else "path"), error.message
+            ) from None
     local = Path(path)
     if local.is_file():
         return [local]
@@ -130,7 +132,7 @@ def _local_files(
 
 
 def looks_local(path: str) -> bool:
-    """Whether a path that is not there can only have meant a local one (hub ids are ``owner/name``)."""
+    """Whether a path that is not there can only have been local (hub ids are ``owner/name``)."""
     parts = Path(path).parts
     known_suffix = any(path.lower().endswith(suffix) for suffix in READERS)
     return (
@@ -176,7 +178,9 @@ def _files(
         found += [Path(match) for match in matched]
     for path in found:
         if path.is_dir():
-            raise loaded.error(place, f"{str(path)!r} is a folder; name files, or use 'path' for it")
+            raise loaded.error(
+                place, f"{str(path)!r} is a folder; name files, or use 'path' for it"
+            )
     return found
 
 
@@ -204,7 +208,9 @@ def _in_folder(
                 ("datasets", name, "name"), f"there is no {part!r} in {str(folder)!r}{hint}"
             )
         return named
-    of_split = [entry for entry in files if re.match(rf"{re.escape(split)}(?![A-Za-z])", entry.name)]
+    of_split = [
+        entry for entry in files if re.match(rf"{re.escape(split)}(?![A-Za-z])", entry.name)
+    ]
     chosen = of_split or (files if split == "train" else [])
     if not chosen:
         raise loaded.error(
@@ -214,16 +220,14 @@ def _in_folder(
     return chosen
 
 
-def _from_hub(
-    loaded: LoadedConfig, name: str, section: DatasetSection, split: str
-) -> list[Record]:
+def _from_hub(loaded: LoadedConfig, name: str, section: DatasetSection, split: str) -> list[Record]:
     import datasets
 
     place = ("datasets", name, "path")
     if not hub_is_reachable():
         raise EnvironmentProblem(
-            f"datasets.{name}.path: {section.path!r} is no local path, and the hub cannot be reached;"
-            " check the network, or name local data_files",
+            f"datasets.{name}.path: {section.path!r} is no local path, and the hub cannot be"
+            " reached; check the network, or name local data_files",
             where=loaded.document.place(place),
         )
     datasets.disable_progress_bars()
@@ -263,5 +267,3 @@ def _with_columns(
         Record(record.line, {k: v for k, v in record.data.items() if k in wanted}, record.where)
         for record in records
     ]
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -50,12 +51,10 @@ def listening() -> Iterator[StopRequest]:
     """A ``StopRequest`` that hears SIGINT and SIGTERM inside the block; main thread only."""
     request = StopRequest()
     before: dict[int, Any] = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, request.handle)
-    except ValueError:
-        # Not the main thread (a test, a notebook): signals stay with whoever has them.
-        pass
+    if threading.current_thread() is threading.main_thread():
+        # Elsewhere (a notebook's thread) signals stay with whoever has them.
+        for wanted in (signal.SIGINT, signal.SIGTERM):
+            before[int(wanted)] = signal.signal(wanted, request.handle)
     try:
         yield request
     finally:

@@ -32,7 +32,11 @@ def make_summary(
         after: Held-out evaluation of the trained model.
     """
     subsets = {
-        name: {**_training(row), **_heldout(name, before, "before"), **_heldout(name, after, "after")}
+        name: {
+            **_training(row),
+            **_heldout(name, before, "before"),
+            **_heldout(name, after, "after"),
+        }
         for name, row in balance["subsets"].items()
     }
     return {

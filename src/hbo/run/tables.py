@@ -49,7 +49,8 @@ def print_plan(plan: Plan, screen: Console) -> None:
             if group["rows"]:
                 table.add_row(f"  group {g}", *_cells(group))
     screen.print(table)
-    for line in _plan_lines(values):
+    lines = [*_plan_lines(values), *(f"warning: {printable(text)}" for text in plan.warning_lines)]
+    for line in lines:
         screen.print(line, soft_wrap=True)
 
 
@@ -80,39 +81,18 @@ def _plan_lines(values: Mapping[str, Any]) -> list[str]:
         f" about {100 * cost['share']:.1f} % of the work of training",
     ]
     lines += [f"notice: {printable(text)}" for text in values["notices"]]
-    for warning in values["warnings"]:
-        subject = f"{printable(warning['subset'])}: " if warning["subset"] else ""
-        lines.append(f"warning: {subject}{printable(warning['text'])}")
     return lines
 
 
 def print_scores(result: Mapping[str, Any], screen: Console) -> None:
     """Difficulty per subset, by quantiles."""
-    table = _table("subset", "examples", "easiest", "median", "hardest", "unknown", title=result["metric"])
+    table = _table(
+        "subset", "examples", "easiest", "median", "hardest", "unknown", title=result["metric"]
+    )
     for name, row in result["subsets"].items():
         quantiles = [number(row[key]) for key in ("min", "median", "max")]
         table.add_row(printable(name), str(row["examples"]), *quantiles, str(row["unknown"]))
     screen.print(table)
-
-
-def print_summary(summary: Mapping[str, Any], output_dir: str, screen: Console) -> None:
-    """The short table at the end of a run, and where the report is."""
-    title = f"{summary['policy']}, {summary['steps']} steps, {summary['wall_seconds']:.0f} s"
-    columns = ("share", "draws", "passes", "train loss", "loss before", "after", "accuracy", "after")
-    table = _table("subset", *columns, title=title)
-    for name, row in summary["subsets"].items():
-        share = row["draws"] / max(summary["draws"], 1)
-        heldout = [
-            number(row[f"holdout_{key}_{when}"])
-            for key in ("loss", "accuracy")
-            for when in ("before", "after")
-        ]
-        cells = [f"{share:.3f}", str(row["draws"]), f"{row['passes']:.2f}", number(row["train_loss"])]
-        table.add_row(printable(name), *cells, *heldout)
-    macro = [number(summary[f"macro_holdout_loss_{when}"]) for when in ("before", "after")]
-    table.add_row("mean over subsets", "", "", "", "", *macro, "", "", style="bold")
-    screen.print(table)
-    screen.print(f"report: {output_dir}/report.html", soft_wrap=True, markup=False)
 
 
 def print_evaluation(result: Mapping[str, Any], screen: Console) -> None:

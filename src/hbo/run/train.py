@@ -10,7 +10,6 @@ from typing import Any
 
 from hbo.config import LoadedConfig
 from hbo.data.build import BuiltMixture
-from hbo.runlog import RunLog, read_log, up_to
 from hbo.run import folder as files
 from hbo.run.budget import policy_of
 from hbo.run.environment import versions
@@ -25,6 +24,20 @@ from hbo.run.scores import build, measured_scores
 from hbo.run.stop import StopRequest
 from hbo.run.summary import make_summary
 from hbo.run.world import is_main
+from hbo.runlog import RunLog, read_log, up_to
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to.
+
+    Args:
+        summary: ``summary.json``'s content.
+        prior: Subset -> share of draws before any update.
+    """
+
+    summary: dict[str, Any]
+    prior: dict[str, float]
 
 
 @dataclass(eq=False)
@@ -39,6 +52,7 @@ class _Run:
     checkpoint: Checkpoint | None
     log: RunLog
     model: Any = None
+    loading_seconds: float = 0.0
     scoring_seconds: float = 0.0
 
     @property
@@ -48,17 +62,23 @@ class _Run:
     def load(self) -> Any:
         """The model to be trained, loaded once, on its device."""
         if self.model is None:
+            start = time.perf_counter()
             say(f"loading {self.loaded.config.model}")
             self.model = load_model(self.loaded, self.prepared.model, self.prepared.settings)
+            self.loading_seconds = time.perf_counter() - start
         return self.model
 
     def score(self) -> BuiltMixture:
-        """Difficulty scores (the main process measures, the others read its cache) and the mixture."""
+        """Difficulty scores (the main process measures, the others read its cache), the mixture."""
         start = time.perf_counter()
         say("scoring difficulty")
-        with self.prepared.settings.training.main_process_first(desc="scoring"), bar("scoring") as done:
+        with (
+            self.prepared.settings.training.main_process_first(desc="scoring"),
+            bar("scoring") as done,
+        ):
             scores = measured_scores(self.prepared, done, say, self.load)
-        self.scoring_seconds = time.perf_counter() - start
+        # Any trainer has to load the model: that is no cost of scoring.
+        self.scoring_seconds = time.perf_counter() - start - self.loading_seconds
         return build(self.prepared, scores)
 
     def evaluate(self, model: Any, step: int, title: str) -> dict[str, Any]:
@@ -70,24 +90,25 @@ class _Run:
         return result
 
     def begin(self, mixture: BuiltMixture) -> None:
-        """Write the start of the run: configuration, versions, what the data is, what was skipped."""
-        config = self.loaded.config
+        """Write the start of the run: configuration, versions, what the data is, what is amiss."""
+        config = self.loaded.config.plain()
+        config["balance"]["lag"] = self.plan.lag
+        made_with = versions()
         if is_main():
-            files.write_config(self.loaded, self.folder)
+            files.write_config({**config, "versions": made_with}, self.folder)
         self.log.write(
             "start",
-            config=config.plain(),
-            versions=versions(),
+            config=config,
+            versions=made_with,
             fingerprint=mixture.mixture.fingerprint,
             scoring_seconds=self.scoring_seconds,
         )
         for part in self.prepared.parts:
             for place, reason in part.skipped:
                 self.warn("bad-record", f"{part.name}: {place}: {reason}")
-        for warning in self.plan.warnings:
+        for warning, text in zip(self.plan.warnings, self.plan.warning_lines, strict=True):
             if warning["code"] != "bad-records":
-                subject = f"{warning['subset']}: " if warning["subset"] else ""
-                self.warn(warning["code"], subject + warning["text"])
+                self.warn(warning["code"], text)
 
     def warn(self, code: str, text: str, step: int = 0) -> None:
         """Put a warning into the run log."""
@@ -103,17 +124,17 @@ class _Run:
 
 def train_run(
     loaded: LoadedConfig, *, resume: bool = False, overwrite: bool = False, stop: StopRequest
-) -> dict[str, Any]:
+) -> Outcome:
     """Run a configuration from its data to its report.
 
     Args:
         loaded: The configuration.
-        resume: Go on from the last whole checkpoint in ``output_dir``, or start where there is none.
+        resume: Go on from the last whole checkpoint in ``output_dir``, or start if there is none.
         overwrite: Replace the run that is in ``output_dir``, once everything else is in order.
         stop: Hears signals; training then ends with a checkpoint.
 
     Returns:
-        ``summary.json``'s content.
+        The summary, and where the shares began.
 
     Raises:
         ConfigError: The configuration, or a folder that holds a run already.
@@ -124,16 +145,17 @@ def train_run(
     folder = files.require_free(loaded, resume=resume, overwrite=overwrite)
     prepared = prepare(loaded, say)
     plan = plan_of(prepared)
+    prior = dict(zip(plan.mixture.names, plan.probabilities.sum(axis=1).tolist(), strict=True))
     finished = _finished(folder, plan) if resume else None
     if finished is not None:
         say(f"{folder}: this run is finished; nothing is left to do")
-        return finished
-    for text in (*prepared.settings.notices, *(warning["text"] for warning in plan.warnings)):
+        return Outcome(finished, prior)
+    for text in (*prepared.settings.notices, *plan.warning_lines):
         say(f"notice: {text}")
     run = _Run(prepared, plan, folder, stop, start, None, RunLog(None))
     mixture = run.score()
     _claim(run, resume=resume, overwrite=overwrite)
-    return _train(run, mixture)
+    return Outcome(_train(run, mixture), prior)
 
 
 def _finished(folder: Path, plan: Plan) -> dict[str, Any] | None:
@@ -185,7 +207,9 @@ def _train(run: _Run, mixture: BuiltMixture) -> dict[str, Any]:
         f"checkpoint at step {trainer.state.global_step} in {run.folder}; run again with --resume"
     )
     steps = int(trainer.state.global_step)
-    after = run.evaluate(trainer.accelerator.unwrap_model(trainer.model), steps, "the trained model")
+    after = run.evaluate(
+        trainer.accelerator.unwrap_model(trainer.model), steps, "the trained model"
+    )
     summary = make_summary(
         balance=trainer.balance_summary(),
         policy=run.loaded.config.balance.policy,

@@ -38,7 +38,7 @@ class Law:
 
     @cached_property
     def last(self) -> int:
-        """The last cell of positive probability; catches a product rounded up to the total."""
+        """The last cell of positive probability; catches products that round up to a tiny total."""
         return int(np.flatnonzero(self.probabilities)[-1])
 
     @cached_property

@@ -1,0 +1,47 @@
+"""``hbo score``: difficulty scores of every training example, into the cache."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from hbo.config import LoadedConfig
+from hbo.mixture import FloatArray
+from hbo.run.caches import scores_dir
+from hbo.run.plan import plan_of
+from hbo.run.prepare import prepare
+from hbo.run.progress import bar, say
+from hbo.run.scores import measured_scores
+
+
+def score_run(loaded: LoadedConfig) -> dict[str, Any]:
+    """Score what the cache lacks, and describe the scores per subset.
+
+    Returns:
+        ``metric``, ``cache_dir``, ``seconds`` and ``subsets``: name -> number of examples,
+        quantiles of their difficulty, and how many could not be measured.
+    """
+    start = time.perf_counter()
+    prepared = prepare(loaded, say)
+    plan_of(prepared)
+    with bar("scoring") as done:
+        scores = measured_scores(prepared, done, say)
+    return {
+        "metric": loaded.config.difficulty.metric,
+        "cache_dir": str(scores_dir(loaded.config)),
+        "seconds": time.perf_counter() - start,
+        "subsets": {name: _describe(values) for name, values in scores.difficulty.items()},
+    }
+
+
+def _describe(values: FloatArray) -> dict[str, Any]:
+    known = values[np.isfinite(values)]
+    quantiles = np.quantile(known, [0.0, 0.25, 0.5, 0.75, 1.0]) if len(known) else [np.nan] * 5
+    names = ("min", "quarter", "median", "three_quarters", "max")
+    return {
+        "examples": len(values),
+        "unknown": int(len(values) - len(known)),
+        **{name: float(value) for name, value in zip(names, quantiles, strict=True)},
+    }
