@@ -185,7 +185,8 @@ class Balancer:
     @property
     def due(self) -> bool:
         """Whether the policy decides after the present step."""
-        return self.step > 0 and self.step % self.policy.interval == 0
+        started = self.step > 0 or self.policy.update_at_start
+        return started and self.step % self.policy.interval == 0
 
     def update(self, reduce: Reduce = alone) -> Update:
         """Let the policy decide from what was observed since the last update.

@@ -6,12 +6,12 @@ from __future__ import annotations
 class HBOError(Exception):
     """Base of every error that this package raises on purpose.
 
-    The text is one line that a user can act on. ``where`` is kept apart so that the command line can
-    print ``error: FILE:LINE: text`` and so that a caller can read the place.
+    The text is one line that a user can act on. ``where`` is kept apart so that the command line
+    can print ``error: FILE:LINE: text`` and so that a caller can read the place.
 
     Args:
         message: What is wrong, what is allowed, what to do; one line.
-        where: The place of the fault, such as ``data/german.jsonl:12``; ``None`` where there is none.
+        where: The place of the fault, such as ``data/german.jsonl:12``; ``None``: there is none.
 
     Example:
         >>> str(DataError("no response", where="train.jsonl:3"))

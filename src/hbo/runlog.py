@@ -16,8 +16,8 @@ EVENTS = frozenset({"start", "step", "update", "evaluation", "warning", "end"})
 class RunLog:
     """Append events to ``run.jsonl``.
 
-    A line is written whole and flushed at once; a line cut by a crash is ignored by ``read_log`` and
-    removed by ``keep``. Only one process of a run writes: the others hold a log without a path.
+    A line is written whole and flushed at once; a line cut by a crash is ignored by ``read_log``
+    and removed by ``keep``. Only one process of a run writes; the others hold a log without a path.
 
     Args:
         path: The file; ``None`` drops every event.
@@ -59,7 +59,7 @@ class RunLog:
 
 
 def up_to(step: int) -> Callable[[dict[str, Any]], bool]:
-    """A ``keep`` rule: what a run at ``step`` has said; an end, or a later event, has not happened."""
+    """A ``keep`` rule: what a run at ``step`` has said; no later event, and no end."""
 
     def keep(event: dict[str, Any]) -> bool:
         return event["event"] != "end" and int(event.get("step") or 0) <= step

@@ -1,4 +1,4 @@
-"""Trains on the ranks that torchrun started and writes what each of them saw (run by test_ranks)."""
+"""Trains on the ranks that torchrun started and writes what each saw (run by test_ranks)."""
 
 from __future__ import annotations
 

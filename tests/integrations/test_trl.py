@@ -270,3 +270,10 @@ def test_a_sampler_of_somebody_else_is_noticed(make: Train) -> None:
     trainer._get_train_sampler = lambda dataset=None: list(range(93))
     with pytest.raises(Exception, match="another sampler replaced ours"):
         trainer.train()
+
+
+def test_the_paper_also_updates_before_the_first_step(make: Train) -> None:
+    trainer = trained(make("hbo-paper", policy_fields={"inner_steps": 5}, max_steps=4))
+    updates = [e for e in read_log(trainer.engine.run_log.path) if e["event"] == "update"]
+    assert [event["step"] for event in updates] == [0, 2, 4]
+    assert all(reward > 0 for reward in updates[0]["global"]["rewards"].values())

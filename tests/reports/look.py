@@ -23,7 +23,17 @@ PAGES = {
     "unfinished": (EXAMS, FakeRun(finished=False)),
 }
 SCREENS = {"desk": (1200, 3000), "phone": (360, 3000)}
-QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+QUIET = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def photograph(page: Path, target: Path, size: tuple[int, int], dark: bool) -> None:

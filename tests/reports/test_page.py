@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hbo.errors import ConfigError, DataError, EnvironmentProblem
-from hbo.reports import read_run, write_report
+from hbo.reports import closing_table, read_run, write_report
 from hbo.reports.page import render_page
 from tests.reports.fake_run import AWKWARD, EXAMS, FakeRun, fake_run, many_subsets
 from tests.reports.pages import Page, parse
@@ -141,7 +141,7 @@ def test_a_run_that_only_started(tmp_path):
 
 
 def test_a_hundred_subsets_stay_readable(tmp_path):
-    run = FakeRun(steps=4, interval=2, lag=1, draws_per_step=64)
+    run = FakeRun(steps=3, interval=2, lag=1, draws_per_step=64, groups=2)
     text, page = page_of(tmp_path, many_subsets(100), run)
     assert len(text) < 3_000_000
     assert "92 more subsets in grey" in page.text and "subset-099" in page.text
@@ -217,3 +217,19 @@ def test_numbers_that_are_null_or_of_another_kind_are_passed_over(tmp_path):
     log.write_text("".join(json.dumps(event) + "\n" for event in events))
     page = parse(render_page([read_run(tmp_path)]))
     assert page.unbalanced == [] and not re.search(r"\bnan\b", page.text)
+
+
+@pytest.mark.parametrize("library", ["jinja2", "matplotlib"])
+def test_a_missing_library_is_named_with_its_remedy(tmp_path, monkeypatch, library):
+    import sys
+
+    fake_run(tmp_path, TWO, SMALL)
+    for name in [name for name in sys.modules if name.split(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("page", "compare", "view", "plots", "words"):
+        monkeypatch.delitem(sys.modules, f"hbo.reports.{name}", raising=False)
+        monkeypatch.delattr(f"hbo.reports.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(EnvironmentProblem, match=r"(?i)needs .*pip install 'hbo\[report\]'"):
+        write_report(tmp_path)
+    assert closing_table({})  # what needs no charts still works

@@ -103,6 +103,9 @@ class Engine:
             self.clock.seconds = float(saved["balance_seconds"])
         self._last = self._position() if saved is None else _from_json(saved["last_log"])
         self.observer.watch(model)
+        if step == 0 and self.balancer.due:
+            with self.clock.running():
+                self._decide(model)
 
     def stop(self) -> None:
         """Training ended: nothing of ours stays on the model."""
@@ -126,18 +129,24 @@ class Engine:
             if self.options.signals == "observed":
                 values = loss_signals(seen.loss, seen.first_loss) | {TOKENS: seen.tokens}
                 self.balancer.observe(seen.example_ids, values)
-            return self._update(model) if self.balancer.due else None
+            return self._decide(model) if self.balancer.due else None
 
-    def _update(self, model: nn.Module) -> Update:
+    def _decide(self, model: nn.Module) -> Update:
         start = time.perf_counter()
+        known = self._notes()
         self._measure(model)
         update = self.balancer.update(add_over_ranks)
         check_same_on_all_ranks(update.after, "sampling probabilities")
         taken = time.perf_counter() - start
         self.run_log.write("update", **_update_event(self.balancer, update, taken))
-        for code, text in update.explanation.get("notes", ()):
+        for code, text in sorted(self._notes() - known):
             self.warn(code, text)
         return update
+
+    def _notes(self) -> set[tuple[str, str]]:
+        """What the policy's last update found worth a warning."""
+        explanation = self.balancer.policy.explain(self.balancer.state)
+        return {(code, text) for code, text in explanation.get("notes", ())}
 
     def _measure(self, model: nn.Module) -> None:
         if not self.probed:

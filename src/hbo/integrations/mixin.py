@@ -13,15 +13,10 @@ import torch
 from transformers import TrainerCallback
 
 from hbo.balancer import Balancer
+from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
 from hbo.errors import ConfigError, DataError
 from hbo.integrations.engine import STATE_KEY, BalanceOptions, Engine
-from hbo.integrations.loader import (
-    FIRST_LOSS_COLUMN,
-    ID_COLUMN,
-    BalancedSampler,
-    ExampleIdCollator,
-    fit_look_ahead,
-)
+from hbo.integrations.loader import BalancedSampler, ExampleIdCollator, fit_look_ahead
 from hbo.integrations.probing import dataset_probe
 from hbo.mixture import Mixture
 from hbo.policies import make_policy
@@ -32,7 +27,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from hbo.data.build import BuiltMixture
+    from hbo.data.assemble import BuiltMixture
 
 STATE_FILE = "hbo_state.json"
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
 from hbo.errors import DataError
-from hbo.integrations.loader import FIRST_LOSS_COLUMN, ID_COLUMN, ROW_TOKENS
+from hbo.integrations.loader import ROW_TOKENS
 from hbo.measure.loss import example_losses_from_log_probs, example_losses_from_logits
 from hbo.mixture import FloatArray, IntArray
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hbo.integrations.loader import FIRST_LOSS_COLUMN
+from hbo.data.assemble import FIRST_LOSS_COLUMN
 from hbo.measure.examples import Encoded
 from hbo.measure.probe import Probe
 from hbo.mixture import FloatArray, IntArray, Mixture

@@ -22,7 +22,7 @@ from hbo.policies.base import Policy
 from hbo.runlog import RunLog
 
 if TYPE_CHECKING:
-    from hbo.data.build import BuiltMixture
+    from hbo.data.assemble import BuiltMixture
 
 
 class MixtureSampler(Sampler[int]):

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from transformers import Trainer
 
+from hbo.data.assemble import ID_COLUMN
 from hbo.errors import ConfigError
 from hbo.integrations.engine import BalanceOptions
 from hbo.integrations.mixin import BalancingMixin
 
 if TYPE_CHECKING:
-    from hbo.data.build import BuiltMixture
+    from hbo.data.assemble import BuiltMixture
     from hbo.policies.base import Policy
     from hbo.runlog import RunLog
 
@@ -83,8 +84,6 @@ def attach(
     Raises:
         ConfigError: It is balanced already, or set up in a way that balancing cannot honour.
     """
-    from hbo.integrations.loader import ID_COLUMN
-
     if isinstance(trainer, BalancingMixin):
         raise ConfigError("this trainer is balanced already")
     kind = type(trainer)

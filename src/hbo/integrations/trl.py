@@ -11,7 +11,7 @@ from hbo.integrations.engine import BalanceOptions
 from hbo.integrations.mixin import BalancingMixin
 
 if TYPE_CHECKING:
-    from hbo.data.build import BuiltMixture
+    from hbo.data.assemble import BuiltMixture
     from hbo.policies.base import Policy
     from hbo.runlog import RunLog
 

@@ -9,14 +9,15 @@ from hbo.mixture import FloatArray, IntArray
 from hbo.signals import Signals
 
 PolicyState = dict[str, Any]
-"""JSON-safe values only: numbers, text, lists, dicts with text keys. Never changed in place."""
+"""JSON-safe values only: numbers, text, lists, dicts with text keys; never changed in place."""
 
 
 class Policy(Protocol):
     """A rule that turns training history into sampling probabilities.
 
-    An implementation is a frozen dataclass whose fields are its settings. It holds no state: ``init``
-    makes one, ``update`` returns the next, and the balancer keeps it (and writes it to checkpoints).
+    An implementation is a frozen dataclass whose fields are its settings. It holds no state:
+    ``init`` makes one, ``update`` returns the next, and the balancer keeps it (and writes it to
+    checkpoints).
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -31,12 +32,17 @@ class Policy(Protocol):
         """Optimiser steps between two calls of ``update``."""
         ...
 
+    @property
+    def update_at_start(self) -> bool:
+        """Whether ``update`` is also called before the first step."""
+        ...
+
     def init(self, sizes: IntArray, weights: FloatArray | None = None) -> PolicyState:
         """State before any update.
 
         Args:
             sizes: (K, G) size of each cell (examples, or tokens where ``unit`` is tokens).
-            weights: (K,) shares that the user gave, summing to 1; ``None``: the prior follows sizes.
+            weights: (K,) shares that the user gave, summing to 1; ``None``: sizes give the prior.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -55,6 +55,8 @@ class Schedule:
         fields.whole_number("update_interval", self.update_interval, 1)
         fields.shared_prior_temperature(self.prior_temperature)
         object.__setattr__(self, "points", _read_points(self.points))
+
+    update_at_start: ClassVar[bool] = False
 
     @property
     def needs(self) -> frozenset[str]:

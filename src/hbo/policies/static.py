@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,6 +42,8 @@ class Prior:
         fields.number("temperature", self.temperature, 0.0, above=True, finite=False)
         fields.whole_number("update_interval", self.update_interval, 1)
         fields.shared_prior_temperature(self.prior_temperature)
+
+    update_at_start: ClassVar[bool] = False
 
     @property
     def needs(self) -> frozenset[str]:
@@ -95,6 +97,8 @@ class Static:
             object.__setattr__(self, "weights", fields.share_list("weights", self.weights))
         fields.whole_number("update_interval", self.update_interval, 1)
         fields.shared_prior_temperature(self.prior_temperature)
+
+    update_at_start: ClassVar[bool] = False
 
     @property
     def needs(self) -> frozenset[str]:

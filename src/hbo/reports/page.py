@@ -6,9 +6,8 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from markupsafe import Markup
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hbo.errors import ConfigError, EnvironmentProblem
 from hbo.reports import text
@@ -18,30 +17,13 @@ from hbo.reports.reading import read_run
 from hbo.reports.record import RunRecord
 from hbo.reports.view import run_view
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
 FULL_RUNS = 8
 
 
-def write_report(
+def write_page(
     run_dirs: Sequence[Path | str] | Path | str, output: Path | str | None = None
 ) -> Path:
-    """Write the report of one run, or of several side by side.
-
-    Args:
-        run_dirs: One run directory, or several.
-        output: The file. Unset, it is ``report.html`` in the run directory, or beside the run
-            directories where there are several.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        ConfigError: No run directory is given.
-        DataError: A directory holds no run, or a damaged one.
-        EnvironmentProblem: The page cannot be written, or a library of the report is missing.
-    """
+    """What ``hbo.reports.write_report`` does; its arguments are explained there."""
     folders = [Path(run_dirs)] if isinstance(run_dirs, str | Path) else [Path(d) for d in run_dirs]
     if not folders:
         raise ConfigError("no run to report on; name at least one run directory")
@@ -77,12 +59,6 @@ def render_page(runs: Sequence[RunRecord]) -> str:
 
 
 def _environment() -> Environment:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError:
-        raise EnvironmentProblem(
-            "the report needs Jinja2, which is not installed; pip install 'hbo[report]'"
-        ) from None
     environment = Environment(
         loader=PackageLoader("hbo.reports", "templates"),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -121,6 +97,3 @@ def _write_whole(path: Path, page: str) -> None:
             f"cannot write the report: {error.strerror or error}; name another file with --output",
             where=str(path),
         ) from None
-
-
-__all__ = ["Markup", "render_page", "write_report"]

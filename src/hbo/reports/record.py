@@ -230,7 +230,7 @@ class RunRecord:
     def moved(self) -> bool:
         """Whether the shares changed at all."""
         return any(
-            bool(np.nanmax(np.abs(update.after - self.prior), initial=0.0) > 1e-9)
+            bool(np.nan_to_num(np.abs(update.after - self.prior)).max(initial=0.0) > 1e-9)
             for update in self.updates
         )
 

@@ -58,10 +58,10 @@ def _table(summary: Mapping[str, Any], prior: Mapping[str, float]) -> Any:
         ("rows", ""),
         ("draws", count(_float(summary.get("draws")))),
         ("passes", ""),
-        ("share", ""),
+        ("share\nprior → final" if prior else "final\nshare", ""),
         ("train\nloss", ""),
-        ("held-out loss", _loss_pair(*macro_loss)),
-        *((("accuracy", _accuracy_footer(subsets)),) if graded else ()),
+        ("held-out loss\nbefore → after", _loss_pair(*macro_loss)),
+        *((("accuracy\nbefore → after", _accuracy_footer(subsets)),) if graded else ()),
     ):
         table.add_column(header, footer=footer, justify="right", no_wrap=True)
     for name, values in subsets.items():

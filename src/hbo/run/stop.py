@@ -10,8 +10,8 @@ from types import FrameType
 from typing import Any
 
 
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop; a ``KeyboardInterrupt`` so that no library swallows it.
+class Interrupted(BaseException):
+    """The run was asked to stop; like ``KeyboardInterrupt`` no ``Exception``, so it gets through.
 
     Args:
         signal_number: ``signal.SIGINT`` or ``signal.SIGTERM``.
