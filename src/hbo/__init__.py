@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hbo.balancer import Balancer as Balancer
-    from hbo.data.build import BuiltMixture as BuiltMixture
+    from hbo.data.assemble import BuiltMixture as BuiltMixture
     from hbo.data.build import build_mixture as build_mixture
     from hbo.integrations.transformers import BalancedTrainer as BalancedTrainer
     from hbo.integrations.transformers import attach as attach
@@ -33,7 +33,7 @@ _HOMES = {
     "Balancer": "hbo.balancer",
     "BalancedSFTTrainer": "hbo.integrations.trl",
     "BalancedTrainer": "hbo.integrations.transformers",
-    "BuiltMixture": "hbo.data.build",
+    "BuiltMixture": "hbo.data.assemble",
     "HBO": "hbo.policies",
     "Mixture": "hbo.mixture",
     "POLICIES": "hbo.policies",

@@ -170,7 +170,7 @@ def loss_signals(loss: FloatArray, first_loss: FloatArray | None = None) -> dict
 
     Example:
         >>> signals = loss_signals(np.array([1.0]), np.array([2.0]))
-        >>> round(signals["perplexity_ratio"][0], 4)  # exp(1 - 2)
+        >>> round(signals["perplexity_ratio"].item(), 4)  # exp(1 - 2)
         0.3679
     """
     loss = np.asarray(loss, dtype=np.float64)

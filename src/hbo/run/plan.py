@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hbo.config import LoadedConfig
-from hbo.data.build import assemble
+from hbo.data.assemble import assemble
 from hbo.difficulty.metrics import NEEDS_ALONE
 from hbo.mixture import FloatArray, IntArray, Mixture
 from hbo.priors import given

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from hbo.data.build import BuiltMixture, assemble, column_scores, split_statistics
+from hbo.data.assemble import BuiltMixture, assemble
+from hbo.data.scores import column_scores, split_statistics
 from hbo.data.subset import COLUMN
 from hbo.difficulty.metrics import NEEDS_ALONE, ResponseStatistics, difficulty_scores
 from hbo.errors import EnvironmentProblem

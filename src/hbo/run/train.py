@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hbo.config import LoadedConfig
-from hbo.data.build import BuiltMixture
+from hbo.data.assemble import BuiltMixture
 from hbo.run import folder as files
 from hbo.run.budget import policy_of
 from hbo.run.environment import versions
