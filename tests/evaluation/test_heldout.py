@@ -115,7 +115,7 @@ def test_options_need_two_to_ten_short_answers():
     assert len(find_options(choices(20, [str(i) for i in range(10)]))) == 10
     assert find_options(choices(22, [str(i) for i in range(11)])) is None
     assert find_options(choices(4, ["A", LONG])) is None
-    assert is_short("x" * 64) and not is_short("x" * 65)
+    assert is_short("x" * 80) and not is_short("x" * 81)
 
 
 def test_one_tokenisation_an_option_the_most_frequent():

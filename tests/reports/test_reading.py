@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -76,3 +78,18 @@ def test_thinning_keeps_both_ends():
     assert thinned(5).tolist() == [0, 1, 2, 3, 4]
     few = thinned(10_000, 100)
     assert len(few) == 100 and few[0] == 0 and few[-1] == 9999
+
+
+def test_only_the_test_half_counts_and_before_means_untouched(tmp_path):
+    fake_run(tmp_path, SIZES, RUN)
+    (tmp_path / "summary.json").unlink()
+    log = tmp_path / "run.jsonl"
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    left_out = {("end", None), ("evaluation", 0)}
+    kept = [e for e in events if (e["event"], e.get("step")) not in left_out]
+    after = next(e for e in kept if e["event"] == "evaluation")
+    validation = {**after, "split": "validation", "step": 0, "subsets": {"big": {"loss": 99.0}}}
+    log.write_text("".join(json.dumps(e) + "\n" for e in [validation, *kept]))
+    run = read_run(tmp_path)
+    assert np.isnan(run.loss.before).all()  # the run was told not to evaluate the untouched model
+    assert run.loss.after[0] == after["subsets"]["big"]["loss"]

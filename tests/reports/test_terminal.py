@@ -39,3 +39,17 @@ def test_an_accuracy_column_only_where_something_is_graded(tmp_path):
 
 def test_an_empty_summary_is_a_table_of_dashes():
     assert "macro" in closing_table({})
+
+
+def test_a_narrow_terminal_loses_columns_before_digits(tmp_path):
+    summary = fake_run(tmp_path, EXAMS, FakeRun(steps=12))
+    run = read_run(tmp_path)
+    prior = dict(zip(run.subsets, run.prior.tolist(), strict=True))
+    text = closing_table(summary, prior, width=80)
+    assert max(cell_len(line) for line in text.splitlines()) <= 80
+    assert "rows" not in text and "grade" in text
+    lines = [line for line in text.splitlines() if "→" in line and "prior" not in line]
+    assert len(lines) == len(EXAMS) + 1
+    assert all(line.endswith(("%", "–")) for line in lines)
+    for subset in summary["subsets"].values():
+        assert f"→ {subset['holdout_loss_after']:.3f}" in text

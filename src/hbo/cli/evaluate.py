@@ -9,10 +9,11 @@ from hbo.cli.output import console, print_json, quiet_libraries
 def evaluate(run: RunFolder, as_json: AsJson = False) -> None:
     """Held-out loss, perplexity and accuracy of a run's model, per dataset and together."""
     from hbo.run.evaluate import evaluate_run
+    from hbo.run.progress import hidden_bars
     from hbo.run.stop import listening
     from hbo.run.tables import print_evaluation
 
-    with listening(), quiet_libraries(stdout=as_json):
+    with listening(), quiet_libraries(stdout=as_json), hidden_bars():
         result = evaluate_run(run)
     if as_json:
         print_json(result)

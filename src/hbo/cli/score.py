@@ -9,12 +9,13 @@ from hbo.cli.output import console, print_json, quiet_libraries
 def score(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Score the difficulty of every example; cached, and resumed where it was cut off."""
     from hbo.config import load_config
+    from hbo.run.progress import hidden_bars
     from hbo.run.score import score_run
     from hbo.run.stop import listening
     from hbo.run.tables import print_scores
 
     loaded = load_config(config, set_ or ())
-    with listening(), quiet_libraries(stdout=as_json):
+    with listening(), quiet_libraries(stdout=as_json), hidden_bars():
         result = score_run(loaded)
     if as_json:
         print_json(result)

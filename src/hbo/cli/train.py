@@ -29,12 +29,13 @@ def train(
     """Plan, score, fine-tune, evaluate and report."""
     from hbo.config import load_config
     from hbo.reports import closing_table
+    from hbo.run.progress import hidden_bars
     from hbo.run.stop import listening
     from hbo.run.train import train_run
     from hbo.run.world import is_main
 
     loaded = load_config(config, set_ or ())
-    with listening() as stop, quiet_libraries(stdout=not is_main()):
+    with listening() as stop, quiet_libraries(stdout=not is_main()), hidden_bars():
         outcome = train_run(loaded, resume=resume, overwrite=overwrite, stop=stop)
         if is_main():
             terminal = sys.stdout.isatty()

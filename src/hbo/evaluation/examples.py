@@ -16,7 +16,7 @@ Options = Mapping[str, tuple[int, ...]]
 """The answers that can be chosen between: text -> response tokens, end of turn included."""
 
 MAX_OPTIONS = 10
-SHORT_CHARACTERS = 64
+SHORT_CHARACTERS = 80
 SHORT_SHARE = 0.9
 
 
@@ -58,12 +58,12 @@ class HeldoutExample:
 
 
 def is_short(response: str) -> bool:
-    r"""Whether a response is an answer rather than a text: one line of at most 64 characters.
+    r"""Whether a response is an answer rather than a text: one line of at most 80 characters.
 
     Characters, not words or tokens: the rule is then the same for every language and tokenizer.
 
     Example:
-        >>> is_short("[D]"), is_short("a " * 40), is_short("First,\nthen")
+        >>> is_short("[D]"), is_short("a " * 50), is_short("First,\nthen")
         (True, False, False)
     """
     return len(response) <= SHORT_CHARACTERS and "\n" not in response

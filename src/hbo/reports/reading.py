@@ -84,15 +84,17 @@ def _build(folder: Path, events: Events, summary: Mapping[str, Any]) -> RunRecor
         _update(names, event, draws_per_step) for event in events if event["event"] == "update"
     )
     evaluations = tuple(
-        _evaluation(names, event) for event in events if event["event"] == "evaluation"
+        _evaluation(names, event)
+        for event in events
+        if event["event"] == "evaluation" and event.get("split") in {None, "test"}
     )
     per_subset = _mapping(summary.get("subsets"))
 
     def column(key: str) -> FloatArray:
         return np.array([_number(_mapping(per_subset.get(name)).get(key)) for name in names])
 
-    loss = _heldout(column, "holdout_loss", [e.loss for e in evaluations])
-    accuracy = _heldout(column, "holdout_accuracy", [e.accuracy for e in evaluations])
+    loss = _heldout(column, "holdout_loss", [(e.step, e.loss) for e in evaluations])
+    accuracy = _heldout(column, "holdout_accuracy", [(e.step, e.accuracy) for e in evaluations])
     return RunRecord(
         folder=folder,
         finished=bool(summary),
@@ -254,18 +256,22 @@ def _macro_loss(
     after = _number(summary.get("macro_holdout_loss_after"))
     if math.isfinite(before) or math.isfinite(after):
         return before, after
-    if len(evaluations) > 1:
+    if len(evaluations) > 1 and evaluations[0].step == 0:
         return evaluations[0].macro_loss, evaluations[-1].macro_loss
     return loss.macro
 
 
-def _heldout(column: Any, key: str, seen: Sequence[FloatArray]) -> Heldout:
+def _heldout(column: Any, key: str, seen: Sequence[tuple[int, FloatArray]]) -> Heldout:
+    """The summary's numbers; where it has none, those of step 0 and of the last step evaluated."""
     before, after = column(f"{key}_before"), column(f"{key}_after")
-    unknown = np.full(len(before), NAN)
-    return Heldout(
-        _first_known(before, seen[0] if seen else unknown),
-        _first_known(after, seen[-1] if len(seen) > 1 else unknown),
-    )
+    for step, values in seen:
+        if step == 0:
+            before = _first_known(before, values)
+    for step, values in reversed(seen):
+        if step > 0:
+            after = _first_known(after, values)
+            break
+    return Heldout(before, after)
 
 
 def _balance_seconds(summary: Mapping[str, Any], updates: Sequence[Update]) -> float:

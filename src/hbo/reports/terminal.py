@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hbo.reports.text import count, duration, number, percent, visible
 
-WIDTH = 100
+WIDTH, NAME_WIDTH, GAP = 100, 20, 3
 
 
 def closing_table(
@@ -37,52 +38,92 @@ def closing_table(
         file=io.StringIO(), width=width, force_terminal=color, no_color=not color, highlight=False,
         color_system="standard" if color else None, legacy_windows=False, _environ={},
     )  # fmt: skip
-    console.print(_table(summary, prior or {}))
+    console.print(_table(summary, prior or {}, width))
     console.print(Text(_cost_line(summary), style="dim" if color else ""))
     output = console.file
     assert isinstance(output, io.StringIO)
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines()) + "\n"
 
 
-def _table(summary: Mapping[str, Any], prior: Mapping[str, float]) -> Any:
+@dataclass(frozen=True)
+class _Column:
+    """A column of numbers: two lines of header, a foot, a cell for each subset."""
+
+    header: tuple[str, str]
+    cells: list[str]
+    foot: str = ""
+    tones: list[str] | None = None
+
+    @property
+    def width(self) -> int:
+        return max(len(text) for text in (*self.header, *self.cells, self.foot)) + GAP
+
+
+def _table(summary: Mapping[str, Any], prior: Mapping[str, float], width: int) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     subsets: Mapping[str, Mapping[str, Any]] = summary.get("subsets") or {}
-    graded = any(s.get("holdout_accuracy_after") is not None for s in subsets.values())
+    columns = _columns(summary, subsets, prior)
+    # Numbers are never cut: on a narrow terminal columns give way, then names.
+    for spare in ("rows", "train"):
+        if width - sum(column.width for column in columns) < NAME_WIDTH:
+            columns = [column for column in columns if spare not in column.header]
+    room = max(width - sum(column.width for column in columns) - 2, 8)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_footer=True)
-    macro_loss = (summary.get("macro_holdout_loss_before"), summary.get("macro_holdout_loss_after"))
-    table.add_column("subset", footer="macro", overflow="ellipsis", no_wrap=True, ratio=None)
-    for header, footer in (
-        ("rows", ""),
-        ("draws", count(_float(summary.get("draws")))),
-        ("passes", ""),
-        ("share\nprior → final" if prior else "final\nshare", ""),
-        ("train\nloss", ""),
-        ("held-out loss\nbefore → after", _loss_pair(*macro_loss)),
-        *((("accuracy\nbefore → after", _accuracy_footer(subsets)),) if graded else ()),
-    ):
-        table.add_column(header, footer=footer, justify="right", no_wrap=True)
-    for name, values in subsets.items():
-        before, after = values.get("holdout_loss_before"), values.get("holdout_loss_after")
-        cells: list[str | Text] = [
-            Text(visible(name)),
-            count(_float(values.get("examples"))),
-            count(_float(values.get("draws"))),
-            number(_float(values.get("passes")), 2),
-            _share(summary, prior, name),
-            number(_float(values.get("train_loss"))),
-            Text(_loss_pair(before, after), style=_tone(before, after)),
+    table.add_column("\nsubset", footer="macro", overflow="ellipsis", no_wrap=True, max_width=room)
+    for column in columns:
+        header = "\n".join(column.header)
+        table.add_column(
+            header, footer=column.foot, justify="right", no_wrap=True, min_width=column.width - GAP
+        )
+    for row, name in enumerate(subsets):
+        cells = [
+            Text(column.cells[row], style=column.tones[row] if column.tones else "")
+            for column in columns
         ]
-        if graded:
-            cells.append(
-                _accuracy_pair(
-                    values.get("holdout_accuracy_before"), values.get("holdout_accuracy_after")
-                )
-            )
-        table.add_row(*cells)
+        table.add_row(Text(visible(name)), *cells)
     return table
+
+
+def _columns(
+    summary: Mapping[str, Any],
+    subsets: Mapping[str, Mapping[str, Any]],
+    prior: Mapping[str, float],
+) -> list[_Column]:
+    def numbers(key: str) -> list[float]:
+        return [_float(values.get(key)) for values in subsets.values()]
+
+    def pairs(key: str) -> list[tuple[Any, Any]]:
+        return [(s.get(f"{key}_before"), s.get(f"{key}_after")) for s in subsets.values()]
+
+    losses, graded = pairs("holdout_loss"), pairs("holdout_accuracy")
+    macro = (summary.get("macro_holdout_loss_before"), summary.get("macro_holdout_loss_after"))
+    columns = [
+        _Column(("", "rows"), [count(value) for value in numbers("examples")]),
+        _Column(
+            ("", "draws"),
+            [count(value) for value in numbers("draws")],
+            count(_float(summary.get("draws"))),
+        ),
+        _Column(("", "passes"), [number(value, 2) for value in numbers("passes")]),
+        _Column(
+            ("share", "prior → final" if prior else "final"),
+            [_share(summary, prior, name) for name in subsets],
+        ),
+        _Column(("train", "loss"), [number(value) for value in numbers("train_loss")]),
+        _Column(
+            ("held-out", "loss"),
+            [_loss_pair(*pair) for pair in losses],
+            _loss_pair(*macro),
+            [_tone(*pair) for pair in losses],
+        ),
+    ]
+    if any(after is not None for _, after in graded):
+        cells = [_accuracy_pair(*pair) for pair in graded]
+        columns.append(_Column(("held-out", "accuracy"), cells, _accuracy_footer(graded)))
+    return columns
 
 
 def _share(summary: Mapping[str, Any], prior: Mapping[str, float], name: str) -> str:
@@ -103,10 +144,8 @@ def _accuracy_pair(before: Any, after: Any) -> str:
     return f"{percent(_float(before), 0)} → {percent(_float(after), 0)}"
 
 
-def _accuracy_footer(subsets: Mapping[str, Mapping[str, Any]]) -> str:
-    keys = ("holdout_accuracy_before", "holdout_accuracy_after")
-    pairs = [[values.get(key) for key in keys] for values in subsets.values()]
-    known = [pair for pair in pairs if None not in pair]
+def _accuracy_footer(graded: Sequence[tuple[Any, Any]]) -> str:
+    known = [pair for pair in graded if None not in pair]
     if not known:
         return "–"
     before, after = (math.fsum(column) / len(known) for column in zip(*known, strict=True))

@@ -50,13 +50,13 @@ def evaluate_run(folder: Path | str) -> dict[str, Any]:
 
 
 def _config(folder: Path) -> LoadedConfig:
-    path = folder / files.CONFIG
-    if not path.is_file():
-        raise DataError(
-            "no run here (config.yaml is missing); give the output_dir of `hbo train`",
-            where=str(folder),
-        )
-    return load_config(path)
+    for name in (files.LOG, files.CONFIG):
+        if not (folder / name).is_file():
+            raise DataError(
+                f"no run here: {name} is missing; give the output_dir of `hbo train`",
+                where=str(folder),
+            )
+    return load_config(folder / files.CONFIG)
 
 
 def _step(folder: Path) -> int | None:

@@ -28,3 +28,24 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def hidden_bars() -> Iterator[None]:
+    """Hold back the bars of transformers and datasets where stderr is no terminal."""
+    if sys.stderr.isatty() and is_main():
+        yield
+        return
+    import datasets
+    from transformers.utils import logging
+
+    models, tables = logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if models:
+            logging.enable_progress_bar()
+        if tables:
+            datasets.enable_progress_bars()

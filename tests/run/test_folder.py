@@ -1,0 +1,82 @@
+"""The run directory: whose it is, and which checkpoint is whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from hbo.config import from_mapping
+from hbo.errors import ConfigError
+from hbo.run.files import write_whole
+from hbo.run.folder import clear, holds_run, newest_checkpoint, require_free
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    state = {"global_step": step, "stateful_callbacks": {"hbo_run": {"seconds": 1.5 * step}}}
+    (path / "trainer_state.json").write_text(json.dumps(state))
+    save_file({"w": np.ones(8, dtype=np.float32)}, path / "model.safetensors")
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path: Path):
+    assert newest_checkpoint(tmp_path / "none") == (None, [])
+    for step in (8, 16, 100):
+        checkpoint(tmp_path, step)
+    found, damaged = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, found.seconds, damaged) == (100, 150.0, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "reason"),
+    [
+        ("trainer_state.json", 20, "trainer_state.json cannot be read"),
+        ("trainer_state.json", None, "trainer_state.json cannot be read"),
+        ("model.safetensors", 50, "model.safetensors is cut off"),
+        ("model.safetensors", None, "it has no weights"),
+        ("optimizer.pt", 0, "optimizer.pt is cut off"),
+    ],
+)
+def test_a_damaged_one_is_passed_over_and_told(
+    tmp_path: Path, name: str, keep: int | None, reason: str
+):
+    checkpoint(tmp_path, 8)
+    path = checkpoint(tmp_path, 16) / name
+    if keep is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:keep] if path.exists() else b"")
+    found, damaged = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 8
+    assert damaged == [f"checkpoint-16 is damaged ({reason}) and passed over"]
+
+
+def test_a_folder_with_a_run_is_not_taken(tmp_path: Path):
+    loaded = from_mapping(
+        {"model": "m", "datasets": {"a": {"path": "x"}}, "output_dir": str(tmp_path / "run")}
+    )
+    assert require_free(loaded, resume=False, overwrite=False) == tmp_path / "run"
+    checkpoint(tmp_path / "run", 4)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        require_free(loaded, resume=False, overwrite=False)
+    require_free(loaded, resume=True, overwrite=False)
+    clear(tmp_path / "run")
+    assert not holds_run(tmp_path / "run")
+    assert (tmp_path / "run" / "notes.txt").exists()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "deep" / "a.json"
+    write_whole(path, "one")
+    with pytest.raises(TypeError):
+        write_whole(path, 3)  # type: ignore[arg-type]
+    assert path.read_text() == "one"
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.json"]
