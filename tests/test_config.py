@@ -365,3 +365,32 @@ def test_any_set_gives_a_value_or_one_line(text: str):
         apply_override(document, text)
     except ConfigError as error:
         assert "\n" not in str(error)
+
+
+WORDS = st.sampled_from(["no", "all", "steps", "x", "1e-5", "auto", "{}", "/none"])
+FIELDS = st.sampled_from(
+    ["fsdp", "deepspeed", "log_level", "report_to", "debug", "optim", "optim_args", "eval_strategy",
+     "save_strategy", "lr_scheduler_type", "lr_scheduler_kwargs", "accelerator_config", "fsdp_config",
+     "gradient_checkpointing_kwargs", "parallelism_config", "torch_compile_backend", "liger_kernel_config",
+     "include_for_metrics", "label_names", "warmup_steps", "max_steps", "eval_steps", "logging_steps",
+     "load_best_model_at_end", "packing", "padding_free", "max_length", "loss_type", "hub_strategy"]
+)  # fmt: skip
+SIMPLE = st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | WORDS | st.lists(WORDS)
+
+
+@given(st.dictionaries(FIELDS, SIMPLE | st.dictionaries(WORDS, SIMPLE, max_size=2), max_size=3))
+def test_any_training_values_give_an_sftconfig_or_one_line(training: dict[str, Any]):
+    values = {"model": "m", "datasets": {"a": {"path": "x"}}, "training": training}
+    try:
+        check_trl(from_mapping(values))
+    except ConfigError as error:
+        assert "\n" not in str(error)
+
+
+def test_no_secret_is_written():
+    values = {
+        "model": "m",
+        "datasets": {"a": {"path": "x"}},
+        "training": {"hub_token": "hf_secret"},
+    }
+    assert "hf_secret" not in str(from_mapping(values).config.plain())

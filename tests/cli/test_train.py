@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -185,3 +188,79 @@ def test_score_fills_the_cache_that_plan_reads(workspace: Path, hbo):
     assert (plan["scored"], plan["cost"]["scoring_passes"]) == (True, 0)
     again = json.loads(hbo("score", "config.yaml", "--json").out)
     assert first["subsets"] == again["subsets"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_training_leaves_a_checkpoint_that_resumes(
+    workspace: Path, hbo, number: int, status: int
+):
+    long = ["--set", "training.max_steps=2000", "--set", "training.logging_steps=1"]
+    log = workspace / "run" / "run.jsonl"
+    done = threading.Event()
+
+    def send_when_training() -> None:
+        while not done.wait(0.01):
+            if log.is_file() and '"event": "step"' in log.read_text(encoding="utf-8"):
+                os.kill(os.getpid(), number)
+                return
+
+    sender = threading.Thread(target=send_when_training)
+    sender.start()
+    said = hbo("train", "config.yaml", *long)
+    done.set()
+    sender.join()
+    assert said.status == status
+    assert said.err.startswith(f"stopped: {signal.Signals(number).name}; checkpoint at step ")
+    (checkpoint,) = (workspace / "run").glob("checkpoint-*")
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    finish = ["--set", f"training.max_steps={step + 2}", "--set", "training.logging_steps=1"]
+    said = hbo("train", "config.yaml", *finish, "--resume")
+    assert (said.status, said.err) == (0, "")
+    assert f"continuing from step {step}" in said.out
+    steps = [event["step"] for event in events(workspace / "run") if event["event"] == "step"]
+    assert steps == list(range(1, step + 3))
+
+
+def test_the_validation_half_can_choose_the_best_checkpoint(workspace: Path, hbo):
+    training = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_mixture_loss",
+        "greater_is_better": False,
+    }
+    write_config(workspace, training=training)
+    said = hbo("train", "config.yaml")
+    assert (said.status, said.err) == (0, "")
+    assert said.out.count("eval_mixture_loss") == 2
+    state = json.loads((workspace / "run" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["best_metric"] > 0
+
+
+def test_a_disk_that_fills_is_the_environments_fault(
+    workspace: Path, hbo, monkeypatch: pytest.MonkeyPatch
+):
+    """The run stops in one line, and what is there already resumes."""
+    import hbo.run.train as module
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "summary.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_whole", full)
+        said = hbo("train", "config.yaml")
+    assert (said.status, said.err.count("\n")) == (1, 1)
+    assert said.err.startswith("error: summary.json: the disk is full")
+    said = hbo("train", "config.yaml", "--resume")
+    assert (said.status, said.err) == (0, "")
+    assert json.loads((workspace / "run" / "summary.json").read_text())["steps"] == 4
+    assert [event["event"] for event in events(workspace / "run")].count("end") == 1
+    assert hbo("train", "config.yaml", "--set", "output_dir=whole").status == 0
+    resumed, whole = (
+        json.loads((workspace / name / "summary.json").read_text()) for name in ("run", "whole")
+    )
+    for key in ("stream_sha256", "subsets", "macro_holdout_loss_after"):
+        assert resumed[key] == whole[key]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from hbo.cli.faults import Interrupted, explain
+from hbo.run.world import is_main, rank
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Interrupted as stop:
-        print(f"stopped: {stop}", file=sys.stderr)
+        if is_main():
+            print(f"stopped: {stop}", file=sys.stderr)
         return 128 + stop.signal_number
     except KeyboardInterrupt:
         print("stopped: interrupted", file=sys.stderr)
@@ -45,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             traceback.print_exc()
         status, text = explain(error)
-        print(f"error: {text}", file=sys.stderr)
+        if is_main():
+            print(f"error: {text}", file=sys.stderr)
+        elif status == 1:
+            # Bad input is the same on all ranks and told once; what befalls one rank is told by it.
+            print(f"error: rank {rank()}: {text}", file=sys.stderr)
         return status
 
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from hbo.cli.options import AsJson
-from hbo.cli.output import console, print_json, quiet_libraries
+from hbo.cli.output import console, print_json, quiet_libraries, tell
 
 app = typer.Typer(
     help="Small models and mixtures by name, kept in the user's cache; no model hub needed.",
     no_args_is_help=False,
 )
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name of `hbo assets list`.")]
-
-
-def tell(line: str) -> None:
-    """A line of progress, for people: on stderr, as stdout belongs to the result."""
-    print(line, file=sys.stderr, flush=True)
 
 
 @app.command("list")

@@ -49,6 +49,11 @@ def quiet_libraries(stdout: bool = False) -> Iterator[None]:
         logging.disable(before)
 
 
+def tell(line: str) -> None:
+    """A line of progress, for people: on stderr, as stdout belongs to the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout; NaN and infinities become null."""
     from hbo.run.files import json_text

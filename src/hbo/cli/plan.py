@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 from hbo.cli.options import AsJson, ConfigFile, Overrides
-from hbo.cli.output import console, print_json, quiet_libraries
+from hbo.cli.output import console, print_json, quiet_libraries, tell
 
 
 def plan(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
@@ -14,7 +16,7 @@ def plan(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) ->
 
     loaded = load_config(config, set_ or ())
     with quiet_libraries(stdout=True):
-        result = make_plan(loaded)
+        result = make_plan(loaded, tell if sys.stderr.isatty() else None)
     if as_json:
         print_json(result.to_json())
     else:

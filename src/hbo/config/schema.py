@@ -166,4 +166,6 @@ class Config(Section):
                 del subset["min_share"]
             if subset["max_share"] == 1.0:
                 del subset["max_share"]
+        # A secret has no place in files that are passed on.
+        values["training"].pop("hub_token", None)
         return {key: value for key, value in values.items() if value not in ({}, [])}

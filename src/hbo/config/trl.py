@@ -81,19 +81,22 @@ def check_trl(loaded: LoadedConfig, accelerator: bool | None = None) -> TrainerS
     values.setdefault("disable_tqdm", not sys.stderr.isatty())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            training = SFTConfig(output_dir=config.output_dir, seed=config.seed, **values)
-        except (ValueError, TypeError, ImportError, RuntimeError, AttributeError) as error:
-            raise loaded.error(
-                ("training",), f"SFTConfig refuses this: {shorten(str(error), 300)}"
-            ) from None
-        try:
-            tuning = ModelConfig(model_name_or_path=config.model, **config.tuning)
-        except (ValueError, TypeError) as error:
-            raise loaded.error(
-                ("tuning",), f"ModelConfig refuses this: {shorten(str(error), 300)}"
-            ) from None
+        training = _construct(
+            loaded, "training", SFTConfig, output_dir=config.output_dir, seed=config.seed, **values
+        )
+        tuning = _construct(
+            loaded, "tuning", ModelConfig, model_name_or_path=config.model, **config.tuning
+        )
     return TrainerSettings(training, tuning, tuple(notices))
+
+
+def _construct(loaded: LoadedConfig, section: str, dataclass: type, **values: Any) -> Any:
+    try:
+        return dataclass(**values)
+    except Exception as error:
+        # It raises more than ValueError over them; whatever it is, the values are the user's.
+        text = f"{dataclass.__name__} refuses this: {shorten(str(error) or repr(error), 300)}"
+        raise loaded.error((section,), text) from error
 
 
 def with_cpu_defaults(

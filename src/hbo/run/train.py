@@ -115,11 +115,13 @@ class _Run:
         self.log.write("warning", step=step, code=code, text=text)
 
     def earlier(self, event: str) -> dict[str, Any] | None:
-        """The first event of a kind in the log that a resumed run goes on from."""
+        """The event of a kind from before the first step, of a run that is resumed."""
         if self.checkpoint is None or not (self.folder / files.LOG).is_file():
             return None
-        found = (entry for entry in read_log(self.folder / files.LOG) if entry["event"] == event)
-        return next(found, None)
+        for entry in read_log(self.folder / files.LOG):
+            if entry["event"] == event and not entry.get("step"):
+                return entry
+        return None
 
 
 def train_run(
@@ -189,6 +191,8 @@ def _claim(run: _Run, *, resume: bool, overwrite: bool) -> None:
 
 
 def _train(run: _Run, mixture: BuiltMixture) -> dict[str, Any]:
+    from hbo.run.callbacks import NothingLeft
+
     begun = run.earlier("start")
     if begun is None:
         run.begin(mixture)
@@ -200,6 +204,9 @@ def _train(run: _Run, mixture: BuiltMixture) -> dict[str, Any]:
         before = run.evaluate(run.load(), 0, "the untouched model")
     trainer, clock = _trainer(run, mixture)
     say(f"training: {run.plan.budget.steps} steps of {run.plan.budget.draws_per_step} examples")
+    if run.checkpoint is not None and run.checkpoint.step >= run.plan.budget.steps:
+        length = len(trainer._get_train_sampler())
+        trainer._get_train_sampler = lambda _dataset=None: NothingLeft(length)
     run.stop.patient = True
     trainer.train(resume_from_checkpoint=str(run.checkpoint.path) if run.checkpoint else None)
     run.stop.patient = False
