@@ -131,12 +131,13 @@ def test_the_fingerprint_is_the_contents_and_their_order():
     records = tiny_records(8)
     base = build({"a": records})
     assert build({"a": records}).mixture.fingerprint == base.mixture.fingerprint
+    everything = Renderer(tiny_tokenizer(), completion_only=False)
     changed = [*records[:-1], records[-1] | {"completion": "other"}]
     fingerprints = {
         base.mixture.data_fingerprint,
         build({"a": changed}).mixture.data_fingerprint,
         build({"a": records[::-1]}).mixture.data_fingerprint,
-        build({"a": records}, completion_only=False).mixture.data_fingerprint,
+        build({"a": records}, renderer=everything).mixture.data_fingerprint,
     }
     assert len(fingerprints) == 4
 

@@ -42,11 +42,7 @@ def build_mixture(
     weights: Mapping[str, float] | None = None,
     limits: Limits | None = None,
     max_length: int | None = 1024,
-    truncation_mode: str = "keep_start",
-    completion_only: bool | None = None,
-    assistant_only: bool | None = None,
-    chat_template: str | None = None,
-    marked_template: str | None = None,
+    renderer: Renderer | None = None,
     on_bad_record: str = "error",
     cache_dir: str | Path | None = None,
     tokens_per_batch: int = 4096,
@@ -70,11 +66,8 @@ def build_mixture(
         weights: Share of draws of every subset; ``None``: the policy's prior decides by size.
         limits: Floors and caps; ``None``: none.
         max_length: Tokens at which an example is cut, as ``SFTConfig.max_length``.
-        truncation_mode: As in ``Renderer``; likewise the four that follow.
-        completion_only: See ``Renderer``.
-        assistant_only: See ``Renderer``.
-        chat_template: See ``Renderer``.
-        marked_template: See ``Renderer``.
+        renderer: Turns records into tokens and labels; ``None``: a ``Renderer`` of ``tokenizer``
+            and ``max_length`` with its own defaults.
         on_bad_record: ``error``, or ``skip`` (with a notice).
         cache_dir: Folder in which scores are kept; ``None``: nowhere.
         tokens_per_batch: Padded tokens of a scoring batch.
@@ -98,15 +91,7 @@ def build_mixture(
     check_plan(tuple(subsets), weights, limits)  # before hours of scoring, not after
     notice = notice or (lambda line: None)
     tokenizer = tokenizer or _tokenizer_of(model)
-    renderer = Renderer(
-        tokenizer,
-        max_length=max_length,
-        truncation_mode=truncation_mode,
-        completion_only=completion_only,
-        assistant_only=assistant_only,
-        chat_template=chat_template,
-        marked_template=marked_template,
-    )
+    renderer = renderer or Renderer(tokenizer, max_length=max_length)
     loaded, encoded = _encoded(subsets, renderer, SkippedRecords(on_bad_record), notice)
     alone = difficulty in NEEDS_ALONE
     for name in encoded if alone else ():

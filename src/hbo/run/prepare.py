@@ -168,7 +168,20 @@ def _renderer(loaded: LoadedConfig, tokenizer: Any, settings: TrainerSettings) -
         truncation_mode=training.truncation_mode,
         completion_only=given.get("completion_only_loss"),
         assistant_only=given.get("assistant_only_loss"),
+        marked_template=_marked_template(tokenizer),
     )
+
+
+def _marked_template(tokenizer: Any) -> str | None:
+    """TRL's training template of a family it knows: it marks what the assistant says."""
+    if tokenizer.chat_template is None:
+        return None
+    from trl.chat_template_utils import get_training_chat_template
+
+    try:
+        return get_training_chat_template(tokenizer)
+    except ValueError:
+        return None
 
 
 def _part(
