@@ -34,22 +34,26 @@ def test_order_does_not_matter(prompts, fraction, random):
 
 
 @given(st.integers(min_value=60, max_value=300), st.integers(min_value=0, max_value=300))
-def test_appending_rows_moves_no_row(count, more):
+def test_appending_rows_moves_no_row_into_or_out_of_training(count, more):
     prompts = [f"question {i}" for i in range(count + more)]
     before, after = hold_out(prompts[:count], 0.2), hold_out(prompts, 0.2)
-    for name in ("train", "validation", "test"):
-        rows = getattr(after, name)
-        np.testing.assert_array_equal(getattr(before, name), rows[rows < count])
+    np.testing.assert_array_equal(before.train, after.train[after.train < count])
+
+
+@given(st.integers(min_value=3, max_value=200), st.sampled_from([0.05, 0.25, 0.5]))
+def test_the_held_out_prompts_are_halved_exactly(count, fraction):
+    parts = hold_out([f"question {i}" for i in range(count)], fraction)
+    assert len(parts.validation) >= 1
+    assert len(parts.test) - len(parts.validation) in (0, 1)
 
 
 def test_a_prompt_is_on_the_same_side_in_every_subset():
     first = [f"question {i}" for i in range(200)]
     second = [f"question {i}" for i in range(100, 400)]
     one, two = hold_out(first, 0.3), hold_out(second, 0.3)
-    for name in ("train", "validation", "test"):
-        ours = {first[row] for row in getattr(one, name)}
-        theirs = {second[row] for row in getattr(two, name)}
-        assert ours & set(second) == theirs & set(first)
+    ours = {first[row] for row in one.train}
+    theirs = {second[row] for row in two.train}
+    assert ours & set(second) == theirs & set(first)
 
 
 def test_shares_come_out_as_asked():

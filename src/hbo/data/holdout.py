@@ -2,7 +2,9 @@
 
 A prompt is held out when its hash falls below the fraction. The choice is made for each prompt by
 itself, so rows may be appended or reordered, subsets added and seeds changed, and what was held out
-stays held out; the same prompt is on the same side wherever it appears, in every subset.
+stays held out; the same prompt is on the same side wherever it appears, in every subset. The held-out
+prompts of a subset are then halved exactly, in the order of a second hash: a coin for each would leave
+some small subset with a single test example.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ def hold_out(prompts: Sequence[str], fraction: float, *, where: str | None = Non
     """Split the rows of one subset into training, validation and test rows.
 
     With u(p) and v(p) in [0, 1) two hashes of prompt p, the rows with u(p) < ``fraction`` are held
-    out, and of these the ones with v(p) < 1/2 are validation. Where that leaves fewer than two
+    out, and of these the half with the smaller v(p) is validation. Where that leaves fewer than two
     prompts, the two with the smallest u are held out, and where it leaves nothing to train on, the
     one with the largest u is trained on.
 
@@ -56,7 +58,7 @@ def hold_out(prompts: Sequence[str], fraction: float, *, where: str | None = Non
     Example:
         >>> parts = hold_out([f"question {i}" for i in range(100)], 0.1)
         >>> len(parts.train), len(parts.validation), len(parts.test)
-        (93, 5, 2)
+        (93, 3, 4)
     """
     if not 0 < fraction <= 0.5:
         raise ConfigError(
@@ -133,9 +135,8 @@ def _hashes(prompts: np.ndarray[tuple[int], np.dtype[np.object_]]) -> tuple[Floa
 def _validation_half(
     numbers: FloatArray, chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]
 ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Of the chosen prompts those with a number below 1/2, but neither none nor all of them."""
-    validation = chosen & (numbers < 0.5)
+    """The half of the chosen prompts with the smaller numbers; test keeps the odd one."""
+    validation = np.zeros_like(chosen)
     order = np.argsort(np.where(chosen, numbers, np.inf), kind="stable")
-    validation[order[0]] = True
-    validation[order[chosen.sum() - 1]] = False
+    validation[order[: chosen.sum() // 2]] = True
     return validation
