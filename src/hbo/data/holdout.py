@@ -2,9 +2,9 @@
 
 A prompt is held out when its hash falls below the fraction. The choice is made for each prompt by
 itself, so rows may be appended or reordered, subsets added and seeds changed, and what was held out
-stays held out; the same prompt is on the same side wherever it appears, in every subset. The held-out
-prompts of a subset are then halved exactly, in the order of a second hash: a coin for each would leave
-some small subset with a single test example.
+stays held out; the same prompt is on the same side wherever it appears, in every subset. The
+held-out prompts of a subset are then halved exactly, in the order of a second hash: a coin for each
+would leave some small subset with a single test example.
 """
 
 from __future__ import annotations

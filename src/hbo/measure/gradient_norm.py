@@ -1,4 +1,4 @@
-"""Gradient norms the slow, obviously right way: one backward pass per example or per batch."""
+"""Gradient norms of examples and of batches, and cosines of gradients, by probing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hbo.errors import ConfigError
 from hbo.measure.batches import collate, plan_batches
 from hbo.measure.examples import Encoded
 from hbo.measure.forward import autocasting, bare_model, device_of, token_losses
+from hbo.measure.linear_norms import NotApplicable, linear_gradient_norms
 from hbo.measure.response import response_token_counts
 from hbo.measure.undisturbed import undisturbed
 from hbo.mixture import FloatArray
@@ -22,20 +23,30 @@ MAX_STORED_BYTES = 8 * 2**30
 
 
 def example_gradient_norms(
-    model: nn.Module, encoded: Sequence[Encoded], *, dtype: torch.dtype | None = None
+    model: nn.Module,
+    encoded: Sequence[Encoded],
+    *,
+    tokens_per_batch: int = 4096,
+    pad_id: int = 0,
+    dtype: torch.dtype | None = None,
 ) -> FloatArray:
     """L2 norm of the gradient of each example's own loss.
 
     The loss of an example is the *mean* over its response tokens, as if it were a batch of its own,
     so the norm does not grow with the number of tokens by itself (it falls with it, where the
     tokens' gradients point different ways). The norm runs over all trainable parameters: under
-    LoRA, the adapters'. Each example is run alone, without padding, in eval mode, and the training
-    run is left as it was (``undisturbed``); gradients are taken by ``torch.autograd.grad``, so no
-    ``.grad`` is touched and no hook of DistributedDataParallel or of an optimiser fires.
+    LoRA, the adapters'. Examples are run in eval mode, and the training run is left as it was
+    (``undisturbed``); gradients are taken by ``torch.autograd.grad``, so no ``.grad`` is touched
+    and no hook of DistributedDataParallel or of an optimiser fires.
+
+    Where only linear layers are trained (LoRA), a batch of examples shares one backward pass
+    (``linear_norms``); elsewhere each has its own (``norms_one_by_one``).
 
     Args:
         model: Causal language model; a DistributedDataParallel wrapper is looked through.
         encoded: n examples.
+        tokens_per_batch: Padded tokens of a batch.
+        pad_id: Any id of the vocabulary.
         dtype: Autocast to this type; ``None``: the weights' own.
 
     Returns:
@@ -44,6 +55,22 @@ def example_gradient_norms(
     Raises:
         ConfigError: The model has no trainable parameter.
     """
+    module = bare_model(model)
+    _trainable(module)
+    try:
+        with undisturbed(module), torch.enable_grad():
+            return linear_gradient_norms(
+                module, encoded, tokens_per_batch=tokens_per_batch, pad_id=pad_id, dtype=dtype
+            )
+    except (NotApplicable, torch.OutOfMemoryError):
+        # One by one needs the least memory too: layers that training checkpoints, recompute.
+        return norms_one_by_one(module, encoded, dtype=dtype)
+
+
+def norms_one_by_one(
+    model: nn.Module, encoded: Sequence[Encoded], *, dtype: torch.dtype | None = None
+) -> FloatArray:
+    """The same, the slow, obviously right way: each example alone, without padding."""
     norms = np.full(len(encoded), np.nan)
     for index, example in enumerate(encoded):
         if example.response_tokens:

@@ -166,7 +166,13 @@ class Probe:
         if GRADIENT_NORM in wanted:
             count = self.gradient_examples_per_cell or self.examples_per_cell
             norm_ids = self.cell_examples(number, count, cells)[mine]
-            norms = example_gradient_norms(model, self.get_examples(norm_ids), dtype=self.dtype)
+            norms = example_gradient_norms(
+                model,
+                self.get_examples(norm_ids),
+                tokens_per_batch=self.tokens_per_batch,
+                pad_id=self.pad_id,
+                dtype=self.dtype,
+            )
             examples[GRADIENT_NORM] = (norm_ids, norms)
         subsets = np.arange(self.mixture.num_subsets)
         if cells is not None:

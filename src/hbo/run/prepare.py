@@ -179,7 +179,8 @@ def _marked_template(tokenizer: Any) -> str | None:
     from trl.chat_template_utils import get_training_chat_template
 
     try:
-        return get_training_chat_template(tokenizer)
+        template: str | None = get_training_chat_template(tokenizer)
+        return template
     except ValueError:
         return None
 
