@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from hbo.mixture import Mixture
 from hbo.observations import loss_signals
 from hbo.policies import POLICIES, make_policy
 from hbo.sampling.limits import Limits
+from hbo.sampling.stream import ExhaustedError
 from hbo.signals import Signals
 
 MIXTURE = Mixture(("big", "small", "tiny"), np.array([[40, 40], [9, 8], [2, 1]]), "data")
@@ -27,6 +28,10 @@ class Pendulum:
 
     interval: int = 3
     needs: frozenset[str] = frozenset()
+    update_at_start: ClassVar[bool] = False
+
+    def needs_at(self, step: int) -> frozenset[str]:
+        return self.needs
 
     def init(self, sizes: np.ndarray, weights: Any = None) -> dict[str, Any]:
         return {"sizes": sizes.tolist(), "at": 0}
@@ -82,6 +87,34 @@ def test_a_loader_beyond_the_lag_is_stopped() -> None:
         run(hbo(), 30, ahead=4)
 
 
+def test_a_second_look_ahead_leaves_the_first_alone() -> None:
+    balancer, reference = hbo(), hbo()
+    loader, other = (b.look_ahead(0, 10_000) for b in (balancer, reference))
+    for step in range(30):
+        assert next(loader).tolist() == next(other).tolist()
+        for ring in (balancer, reference):
+            ids = ring.advance()
+            ring.observe(ids, loss_signals(1.0 + np.sin(ids), np.full(len(ids), 1.5)))
+            if ring.due:
+                ring.update()
+        if step % 3 == 0:  # someone peeks, and keeps what they peeked with
+            peek = balancer.look_ahead(balancer.step * 5, 100)
+            next(peek)
+            next(peek)
+
+
+def test_steps_that_max_passes_cannot_fill_are_refused() -> None:
+    limits = Limits(np.zeros(3), np.ones(3), np.array([1.0, 1.0, 1.0]))
+    balancer = Balancer(MIXTURE, make_policy("prop"), seed=1, draws_per_step=10, limits=limits)
+    balancer.check_draws_left(10)
+    with pytest.raises(ConfigError, match="leave 100; train for at most 10 steps"):
+        balancer.check_draws_left(11)
+    ahead = balancer.look_ahead(0, 1000)
+    assert sum(len(next(ahead)) for _ in range(10)) == 100
+    with pytest.raises(ExhaustedError, match="max_passes"):
+        next(ahead)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(sorted(set(POLICIES) - {"static", "schedule"})), st.integers(0, 24))
 def test_a_resume_anywhere_is_no_resume(name: str, cut: int) -> None:
@@ -135,6 +168,11 @@ def test_stream_hash_is_that_of_the_consumed_ids() -> None:
         ({"lag": 3}, "lag"),
         ({"policy": make_policy("hbo", update_interval=5)}, "policy"),
         ({"mixture": Mixture(("big", "small", "odd"), MIXTURE.sizes, "data")}, "mixture"),
+        ({"weights": np.array([1.0, 1.0, 1.0]) / 3}, "weights"),
+        (
+            {"limits": Limits(np.array([0, 0, 0.2]), np.ones(3), np.full(3, np.inf))},
+            "shares",
+        ),
     ],
 )
 def test_another_runs_state_is_refused_by_name(change: dict[str, Any], named: str) -> None:

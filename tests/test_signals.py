@@ -7,7 +7,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hbo.signals import RESOLUTION, SignalTable
+from hbo.observations import loss_signals
+from hbo.signals import RESOLUTION, SignalTable, add_values
 
 VALUES = st.lists(
     st.tuples(st.integers(0, 5), st.floats(-50, 50, allow_nan=False)), min_size=0, max_size=60
@@ -56,3 +57,21 @@ def test_subset_mean_weights_examples_not_groups() -> None:
     table = table_of([(0, 1.0), (0, 1.0), (0, 1.0), (2, 5.0)])
     assert table.subset_mean[0] == 2.0
     assert np.isclose(table.subset_standard_error[0], 1.0)
+
+
+def test_a_loss_that_is_not_finite_is_unknown_in_every_signal():
+    values = loss_signals(np.array([np.inf, np.nan, 1.0]), np.ones(3))
+    for name in ("loss", "perplexity", "perplexity_ratio"):
+        assert np.isnan(values[name][:2]).all() and np.isfinite(values[name][2])
+
+
+def test_adding_in_place_is_adding():
+    generator = np.random.default_rng(3)
+    cells, values = generator.integers(0, 6, size=50), generator.normal(size=50)
+    values[::7] = np.nan
+    table = np.zeros((3, 3, 2))
+    add_values(table, cells, values)
+    for row, expected in enumerate((values, values**2, np.ones(50))):
+        known = np.isfinite(values)
+        sums = np.bincount(cells[known], weights=expected[known], minlength=6)
+        assert np.allclose(table[row].ravel(), sums)

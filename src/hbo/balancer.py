@@ -41,6 +41,14 @@ class Update:
     explanation: Mapping[str, Any]
 
 
+@dataclass(eq=False)
+class _Reader:
+    """One look-ahead: its stream, and why it must not be read on, if so."""
+
+    stream: Stream
+    stale: str | None = None
+
+
 class Balancer:
     """Decides which example is drawn next, and learns from what was measured.
 
@@ -83,6 +91,7 @@ class Balancer:
         self.lag = min(DEFAULT_LAG, policy.interval) if lag is None else lag
         self.limits = Limits.none(mixture.num_subsets) if limits is None else limits
         self.unit = unit
+        self._weights = None if weights is None else np.asarray(weights, dtype=np.float64)
         self._check()
         self._draws_per_unit = self._unit_factors()
         self.observations = Observations(mixture)
@@ -92,7 +101,7 @@ class Balancer:
             mixture.sizes, seed, max_draws=self.limits.max_draws(mixture.subset_sizes)
         )
         self._consumed.push(0, self._law())
-        self._ahead = self._consumed.copy()
+        self._readers: list[_Reader] = []
         self._digest: StreamDigest | None = StreamDigest()
 
     def _check(self) -> None:
@@ -152,15 +161,28 @@ class Balancer:
             start: First draw number; not before what was consumed.
             count: How many draws.
 
+        Several may be open at once (someone peeks into the loader while it trains).
+
         Yields:
             (n,) example ids; n is ``draws_per_step``, less at the ends.
+
+        Raises:
+            ExhaustedError: ``max_passes`` leaves no draws for the next of these steps.
+            StateError: New probabilities came for draws that were made here already.
         """
-        self._ahead = self._consumed.copy()
-        self._ahead.skip(start - self._ahead.position)
-        end = start + count
-        while (position := self._ahead.position) < end:
-            next_step = (position // self.draws_per_step + 1) * self.draws_per_step
-            yield self._ahead.take(min(next_step, end) - position)
+        reader = _Reader(self._consumed.copy())
+        stream = reader.stream
+        stream.skip(start - stream.position)
+        self._readers.append(reader)
+        try:
+            end = start + count
+            while (position := stream.position) < end:
+                if reader.stale is not None:
+                    raise StateError(reader.stale)
+                next_step = (position // self.draws_per_step + 1) * self.draws_per_step
+                yield stream.take(min(next_step, end) - position)
+        finally:
+            self._readers = [other for other in self._readers if other is not reader]
 
     def observe(self, example_ids: IntArray, values: Mapping[str, FloatArray]) -> None:
         """Add per-example measurements of this rank: see ``Observations.observe``."""
@@ -203,14 +225,38 @@ class Balancer:
         self.observations.close()
         before, after = self.probabilities, self._law()
         effective = (self.step + self.lag) * self.draws_per_step
-        if effective < self._ahead.position:
-            raise StateError(
+        self._tell_readers(effective, after)
+        self._consumed.push(effective, after)
+        return Update(self.step, effective, before, after, self.policy.explain(self.state))
+
+    def _tell_readers(self, effective: int, after: FloatArray) -> None:
+        """New probabilities for those who look ahead; the latest of them is the one that trains."""
+        for reader in self._readers:
+            if effective >= reader.stream.position:
+                reader.stream.push(effective, after)
+                continue
+            reader.stale = (
                 f"draw {effective} was made before the update that decides it: the loader looks "
                 f"further ahead than lag = {self.lag} steps; raise balance.lag or lower prefetch"
             )
-        self._consumed.push(effective, after)
-        self._ahead.push(effective, after)
-        return Update(self.step, effective, before, after, self.policy.explain(self.state))
+            if reader is self._readers[-1]:
+                raise StateError(reader.stale)
+
+    def check_draws_left(self, steps: int) -> None:
+        """Refuse a run for which ``max_passes`` leaves too few draws.
+
+        Args:
+            steps: Optimiser steps still to come.
+
+        Raises:
+            ConfigError: They need more draws than are left.
+        """
+        left, needed = self._consumed.remaining(), steps * self.draws_per_step
+        if left is not None and left < needed:
+            raise ConfigError(
+                f"{steps} more steps draw {needed} examples, and max_passes of all subsets leave "
+                f"{left}; train for at most {left // self.draws_per_step} steps or raise max_passes"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly: JSON-safe; call ``observations.gather`` first."""
@@ -233,13 +279,16 @@ class Balancer:
             "draws_per_step": self.draws_per_step,
             "lag": self.lag,
             "unit": self.unit,
+            "weights": None if self._weights is None else self._weights.tolist(),
+            "shares": [self.limits.min_share.tolist(), self.limits.max_share.tolist()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state.
 
         Raises:
-            StateError: The state is of another schema, mixture, policy, seed, batch, lag or unit.
+            StateError: The state is of another schema, mixture, policy, seed, batch, lag, unit,
+                weights or limits.
         """
         if state.get("schema") != SCHEMA:
             raise StateError(
@@ -256,7 +305,8 @@ class Balancer:
         self.state = dict(state["policy_state"])
         self.observations.load_state_dict(state["observations"])
         self._consumed.load_state_dict(state["stream"])
-        self._ahead = self._consumed.copy()
+        for reader in self._readers:
+            reader.stale = "another state was loaded; begin a new epoch of the loader"
         self._digest = None
 
 

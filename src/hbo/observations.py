@@ -17,6 +17,7 @@ from hbo.signals import (
     WHOLE_SIGNALS,
     Signals,
     SignalTable,
+    add_values,
 )
 
 Reduce = Callable[[FloatArray], FloatArray]
@@ -67,9 +68,7 @@ class Observations:
         """
         cells = self._mixture.cell_of(np.asarray(example_ids, dtype=np.int64))
         for name, column in values.items():
-            column = np.asarray(column, dtype=np.float64)
-            table = SignalTable.from_array(self._local[name]).with_values(cells, column)
-            self._local[name] = table.to_array()
+            add_values(self._local[name], cells, column)
 
     def train(self, example_ids: IntArray, loss: FloatArray, tokens: FloatArray) -> None:
         """Add trained examples to the run's totals: (n,) mean loss and trained tokens of each."""
@@ -174,6 +173,7 @@ def loss_signals(loss: FloatArray, first_loss: FloatArray | None = None) -> dict
         0.3679
     """
     loss = np.asarray(loss, dtype=np.float64)
+    loss = np.where(np.isfinite(loss), loss, np.nan)  # unknown in every signal, not "very large"
     signals = {LOSS: loss, PERPLEXITY: np.exp(np.minimum(loss, MAX_LOG_RATIO))}
     if first_loss is not None:
         first_loss = np.asarray(first_loss, dtype=np.float64)

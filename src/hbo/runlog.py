@@ -84,7 +84,11 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _line(event: dict[str, Any]) -> str:
-    return json.dumps(_finite(event), ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        text = json.dumps(event, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # NaN or infinity: rare, and the walk costs more than the dump
+        text = json.dumps(_finite(event), ensure_ascii=False, allow_nan=False)
+    return text + "\n"
 
 
 def _finite(value: Any) -> Any:

@@ -77,19 +77,9 @@ class SignalTable:
             cells: (n,) flat cell numbers.
             values: (n,) values.
         """
-        finite = np.isfinite(values)
-        cells, values = cells[finite], _rounded(np.asarray(values, dtype=np.float64)[finite])
-        shape, cells_total = self.counts.shape, self.counts.size
-
-        def summed(weights: FloatArray) -> FloatArray:
-            totals = np.bincount(cells, weights=weights, minlength=cells_total)
-            return totals.astype(np.float64).reshape(shape)
-
-        return SignalTable(
-            self.sums + summed(values),
-            self.squares + summed(_rounded(values * values)),
-            self.counts + summed(np.ones_like(values)),
-        )
+        table = self.to_array()
+        add_values(table, cells, values)
+        return SignalTable.from_array(table)
 
     def __add__(self, other: SignalTable) -> SignalTable:
         return SignalTable(
@@ -169,6 +159,23 @@ class Signals:
         """(K,) values measured whole; NaN where there are none."""
         found = self.whole.get(name)
         return np.full(len(self.sizes), np.nan) if found is None else found
+
+
+def add_values(table: FloatArray, cells: IntArray, values: FloatArray) -> None:
+    """``SignalTable.with_values`` in place: its cost does not grow with the number of cells.
+
+    Args:
+        table: (3, K, G) sums, squares and counts; contiguous.
+        cells: (n,) flat cell numbers.
+        values: (n,) values.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    finite = np.isfinite(values)
+    cells, values = cells[finite], _rounded(values[finite])
+    sums, squares, counts = table.reshape(3, -1)
+    np.add.at(sums, cells, values)
+    np.add.at(squares, cells, _rounded(values * values))
+    np.add.at(counts, cells, 1.0)
 
 
 def _rounded(values: FloatArray) -> FloatArray:

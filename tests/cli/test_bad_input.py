@@ -142,6 +142,17 @@ CASES: dict[str, tuple[Change, str]] = {
         config(training={"dataloader_num_workers": 4, "max_steps": 2}),
         "config.yaml:17: training.dataloader_num_workers: 4 loader workers draw further ahead",
     ),
+    "a split that one file cannot have": (
+        german(split="test"),
+        "config.yaml:5: datasets.german.split: is 'test', but there is only the split 'train' here",
+    ),
+    "an evaluation split that one file cannot have": (
+        german(eval_split="test"),
+        "config.yaml:5: datasets.german.eval_split: is 'test', but there is only the split 'train'",
+    ),
+    "no files": (german(data_files=[]), "config.yaml:4: datasets.german.data_files: is []; must be a file"),
+    "no columns": (german(columns=[]), "config.yaml:5: datasets.german.columns: is empty"),
+    "impossible file name": (german(data_files="x" * 999 + ".jsonl"), "is no possible file: File name too long"),
     "bad split": (german(split="train[1:2:3]"), "config.yaml:5: datasets.german.split: is 'train[1:2:3]'"),
     "broken YAML": (lambda folder: (folder / "config.yaml").write_text("a: ["), "config.yaml:1: not valid YAML"),
     "no configuration": (lambda folder: (folder / "config.yaml").unlink(), "config.yaml: no such configuration"),
@@ -191,6 +202,27 @@ def test_what_truncation_removes_whole_is_dropped_and_counted(workspace: Path, h
     held = german["validation"] + german["test"]
     assert german["dropped"] + german["rows"] + held == 25
     assert german["dropped"] == 1
+
+
+def test_held_out_examples_without_a_response_left_are_counted_too(workspace: Path, hbo):
+    long = [record(n) for n in range(900, 908)]
+    for item in long:
+        item["prompt"][0]["content"] *= 30
+    write_jsonl(workspace / "test.jsonl", [record(n) for n in range(800, 804)] + long)
+    german(eval_files="test.jsonl")(workspace)
+    said = hbo("plan", "config.yaml", "--set", "training.max_length=64", "--json")
+    plan = json.loads(said.out)
+    row = plan["subsets"]["german"]
+    assert (row["rows"], row["validation"] + row["test"], row["dropped"]) == (24, 4, 8)
+    assert any("8 examples are dropped" in warning["text"] for warning in plan["warnings"])
+
+
+def test_a_plan_shows_the_tokens_of_groups_and_what_scoring_costs(workspace: Path, hbo):
+    said = hbo("plan", "config.yaml", "--json", "--set", "balance={policy: prop}")
+    plan = json.loads(said.out)
+    assert plan["cost"]["scoring_passes"] == 0
+    for row in plan["subsets"].values():
+        assert sum(group["tokens"] for group in row["groups"]) == row["tokens"]
 
 
 def test_a_hub_out_of_reach_is_the_environments_fault(workspace: Path, hbo):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -256,3 +257,16 @@ def test_a_full_disk_is_found_under_what_it_caused():
             raise RuntimeError("PytorchStreamWriter failed") from error
     except RuntimeError as error:
         assert "the disk is full" in explain(error)[1]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_any_work_has_its_status(
+    workspace: Path, hbo, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+):
+    def signalled(*_: object) -> None:
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("hbo.config.load_config", signalled)
+    said = hbo("plan", "config.yaml")
+    assert (said.status, said.out) == (status, "")
+    assert said.err == f"stopped: {signal.Signals(number).name}; nothing was lost\n"

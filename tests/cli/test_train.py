@@ -99,6 +99,9 @@ def check_refused_and_finished(run: Path, hbo) -> None:
     said = hbo("train", "config.yaml", "--resume")
     assert said.status == 0
     assert "this run is finished" in said.out
+    said = hbo("train", "config.yaml", "--resume", "--set", "seed=8")
+    assert (said.status, said.out) == (2, "")
+    assert "holds a finished run of another configuration (seed)" in said.err
     assert (run / "run.jsonl").read_bytes() == before
 
 

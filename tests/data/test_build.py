@@ -50,9 +50,10 @@ def test_rows_are_laid_out_by_subset_and_group_and_all_there():
     assert np.isnan(built.dataset["hbo_first_loss"][:]).all()
 
 
-def test_mean_tokens_of_cells():
+def test_mean_tokens_of_cells_are_those_that_are_trained_on():
     built = build()
-    tokens = np.array([len(ids) for ids in built.dataset["input_ids"]], dtype=float)
+    labels = [np.array(row[1:]) for row in built.dataset["labels"]]
+    tokens = np.array([(row != -100).sum() for row in labels], dtype=float)
     cells = built.mixture.cell_of(np.arange(17))
     for cell, mean in enumerate(built.mixture.mean_tokens.ravel()):
         assert mean == (tokens[cells == cell].mean() if (cells == cell).any() else 0)

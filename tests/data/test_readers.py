@@ -1,3 +1,5 @@
+# ruff: noqa: E501  (a table of cases reads best with one case a line)
+
 import gzip
 import json
 
@@ -42,6 +44,32 @@ def test_a_list_is_json_too_and_records_have_places(tmp_path):
     records = list(read_records(tmp_path / "a.json"))
     assert [record.data for record in records] == ROWS
     assert records[1].where == f"{tmp_path / 'a.json'}: record 2"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"n": ' + b"1" * 5000 + b"}\n", "a.jsonl:1: not valid JSON (a number is too long)"),
+        ("a.json", b'[{"n": ' + b"1" * 5000 + b"}]", "a.json: not usable JSON (a number is too long)"),
+        ("a.json", b"[" * 200_000, "a.json: not usable JSON (nested too deeply)"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9)[:12] + b"\xff" * 30, "a.jsonl.gz: "),
+        ("a.csv", b"text,grade\na,1\n\xff,2\n", "a.csv:3: not UTF-8 text; save the file as UTF-8"),
+    ],
+)  # fmt: skip
+def test_damage_that_a_library_has_its_own_words_for(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        list(read_records(tmp_path / name))
+    assert message in str(caught.value)
+
+
+def test_a_csv_row_that_is_no_text_can_be_skipped_and_a_field_may_be_long(tmp_path):
+    long = b"x" * 200_000
+    (tmp_path / "a.csv").write_bytes(b"text,grade\n\xff,1\n" + long + b",2\n")
+    skipped: list[DataError] = []
+    rows = list(read_records(tmp_path / "a.csv", skipped.append))
+    assert [row.data["text"] for row in rows] == [long.decode()]
+    assert [error.where for error in skipped] == [f"{tmp_path / 'a.csv'}:2"]
 
 
 def test_blank_lines_and_a_byte_order_mark_are_passed_over_and_lines_counted(tmp_path):

@@ -79,6 +79,8 @@ def test_weights_given_with_the_datasets_are_accepted(name):
 def test_needs_are_known_signals_and_intervals_count_steps(name):
     policy = made(name, ORDINARY)
     assert policy.needs <= EXAMPLE_SIGNALS | WHOLE_SIGNALS
+    assert policy.needs_at(0) == policy.needs
+    assert policy.needs_at(policy.interval) <= policy.needs
     assert policy.interval in (10, 20)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hbo.rewards import GLOBAL_REWARDS, LOCAL_REWARDS
-from hbo.rewards.reward import subset_values
+from hbo.rewards.reward import cell_errors, subset_values
 from hbo.signals import EXAMPLE_SIGNALS, WHOLE_SIGNALS, Signals, SignalTable
 
 SIZES = np.array([[30, 10], [4, 0], [5, 5]])
@@ -59,16 +59,47 @@ def test_equation_8_is_the_mean_of_the_ratios_of_perplexities():
     )
     by_hand = [[(np.exp(-0.5) + 1) / 2, np.exp(-1.0)], [np.nan, np.nan], [np.nan, np.exp(1.0)]]
     assert values == pytest.approx(np.array(by_hand), nan_ok=True, rel=1e-8)
-    assert errors[0, 0] == pytest.approx(np.std(ratios[:2], ddof=1) / np.sqrt(2), rel=1e-6)
+    assert (errors > 0).tolist() == np.isfinite(values).tolist()
 
 
-def test_a_cell_with_one_value_borrows_the_spread_of_its_subset():
+def test_variances_of_a_few_values_borrow_from_each_other():
     values, errors = LOCAL_REWARDS["loss"].compute(
         signals(loss=measured([0, 0, 0, 1, 4], [1, 2, 3, 9, 7]))
     )
     assert values[0].tolist() == [2.0, 9.0]
-    assert errors[0] == pytest.approx([1 / np.sqrt(3), 1.0])
-    assert np.isnan(errors[2]).all()
+    # Inside cell 0 the sum of squares is 2 on 2 degrees of freedom; the subset's mean is 15 / 4.
+    relative = (2 / 3.75**2) / 2
+    subset = (2 + 4 * relative * 3.75**2) / (2 + 4)
+    assert errors[0, 0] == pytest.approx(np.sqrt((2 + 4 * subset) / (2 + 4) / 3))
+    assert errors[0, 1] == pytest.approx(np.sqrt(subset))
+    assert errors[2, 0] == pytest.approx(np.sqrt(relative) * 7)  # nothing of its own at all
+    assert np.isnan(errors[[1, 1, 2], [0, 1, 1]]).all()
+
+
+def test_two_equal_values_are_not_certain():
+    _, errors = LOCAL_REWARDS["loss"].compute(
+        signals(loss=measured([0, 0, 1, 1, 2, 2], [3, 3, 1, 5, 2, 4]))
+    )
+    assert errors[0, 0] > 0.5
+
+
+def test_with_one_value_a_cell_the_spread_of_the_subset_stands_in():
+    table = measured([0, 1, 2, 4, 5], [1, 3, 2, 4, 8])
+    _, errors = LOCAL_REWARDS["loss"].compute(signals(loss=table))
+    assert np.isfinite(errors).tolist() == (table.counts > 0).tolist()
+    values, subset_errors = subset_values(table, SIZES)
+    assert np.isfinite(values).all() and (subset_errors > 0).all()
+
+
+def test_errors_of_many_values_are_their_own():
+    generator = np.random.default_rng(1)
+    cells = np.repeat(np.arange(6), 400)
+    spread = np.array([0.1, 1.0, 0.5, 2.0, 0.2, 0.3])
+    table = measured(cells, 5 + spread[cells] * generator.normal(size=len(cells)))
+    _, errors = LOCAL_REWARDS["loss"].compute(signals(loss=table))
+    # Four degrees of freedom beside 399: only a cell ten times calmer than its neighbour notices.
+    assert errors.ravel()[1:] == pytest.approx(table.standard_error.ravel()[1:], rel=0.06)
+    assert 1 < errors[0, 0] / table.standard_error[0, 0] < 1.4
 
 
 def test_equation_7_is_handed_through_as_measured():
@@ -96,8 +127,8 @@ def test_subset_means_weight_groups_by_size_not_by_what_was_drawn(name, signal):
     table = measured([0, 0, 1, 1, 1, 1, 2], [1, 3, 5, 5, 7, 7, 4])
     values, errors = GLOBAL_REWARDS[name].compute(signals(**{signal: table}))
     assert values == pytest.approx([0.75 * 2 + 0.25 * 6, 4.0, np.nan], nan_ok=True)
-    cell_errors = table.standard_error[0]
-    assert errors[0] == pytest.approx(np.hypot(0.75 * cell_errors[0], 0.25 * cell_errors[1]))
+    inside = cell_errors(table)[0]
+    assert errors[0] == pytest.approx(np.hypot(0.75 * inside[0], 0.25 * inside[1]))
 
 
 def test_the_stratified_mean_does_not_follow_the_law_that_drew_it():

@@ -11,8 +11,9 @@ from safetensors.numpy import save_file
 
 from hbo.config import from_mapping
 from hbo.errors import ConfigError
-from hbo.run.files import write_whole
-from hbo.run.folder import clear, holds_run, newest_checkpoint, require_free
+from hbo.run.files import disk_is_full, write_whole
+from hbo.run.folder import changed_keys, clear, holds_run, newest_checkpoint, require_free
+from hbo.run.folder import write_config as write_run_config
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -31,6 +32,30 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path):
     found, damaged = newest_checkpoint(tmp_path)
     assert found is not None
     assert (found.step, found.seconds, damaged) == (100, 150.0, [])
+
+
+def test_a_run_is_another_one_by_its_settings_not_by_its_place(tmp_path: Path):
+    values = {"model": "m", "training": {"learning_rate": 1e-5}, "datasets": {"a.b": {"weight": 1}}}
+    write_run_config({**values, "output_dir": "x", "versions": {"hbo": "1"}}, tmp_path)
+    assert changed_keys({**values, "output_dir": "y"}, tmp_path) == []
+    values["datasets"] = {"a.b": {"weight": 2}}
+    assert changed_keys({**values, "seed": 3}, tmp_path) == ['datasets."a.b".weight', "seed"]
+    assert changed_keys(values, tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (OSError(13, "Permission denied"), False),
+        (RuntimeError("Error while serializing: I/O error: No space left on device"), True),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 12 vs 1"), True),
+        (RuntimeError("basic_ios::clear: iostream error"), True),
+        (ValueError("loss is nan"), False),
+    ],
+)
+def test_a_full_disk_is_known_by_whatever_words_a_library_has(error: Exception, full: bool):
+    assert disk_is_full(error) == full
 
 
 @pytest.mark.parametrize(

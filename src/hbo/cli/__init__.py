@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from hbo.cli.faults import Interrupted, explain
+from hbo.run.stop import listening
 from hbo.run.world import is_main, rank
 
 
@@ -59,7 +60,8 @@ def _run(arguments: list[str]) -> int:
     from hbo.cli.app import app
     from hbo.cli.output import calm_environment
 
-    with calm_environment():
+    # From the first moment on: importing the libraries takes seconds.
+    with listening(), calm_environment():
         result = app(args=arguments, standalone_mode=False, prog_name="hbo")
     sys.stdout.flush()
     return result if isinstance(result, int) else 0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-
 from hbo.errors import HBOError
+from hbo.run.files import disk_is_full
 from hbo.run.stop import Interrupted as Interrupted
 
 _HUB_MODULES = (
@@ -17,7 +16,6 @@ _HUB_MODULES = (
     "urllib3",
 )
 _HUB_WORDS = ("couldn't connect to", "offline mode", "connection error", "max retries exceeded")
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -42,7 +40,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
 
     if isinstance(error, TyperException):
         return 2, f"{error.format_message().rstrip('.')}; see `hbo --help`"
-    full = next((e for e in _chain(error) if isinstance(e, OSError) and e.errno in _FULL), None)
+    full = next((link for link in _chain(error) if disk_is_full(link)), None)
     if full is not None:
         return 1, f"{_place(full)}the disk is full; free some space and run again with --resume"
     if _out_of_memory(error):
@@ -75,8 +73,9 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _place(error: OSError) -> str:
-    return f"{error.filename}: " if error.filename else ""
+def _place(error: BaseException) -> str:
+    name = getattr(error, "filename", None)
+    return f"{name}: " if name else ""
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="A configuration file, .yaml or .json.")
+    Path,
+    typer.Argument(metavar="CONFIG", readable=False, help="A configuration file, .yaml or .json."),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hbo.cli.options import AsJson, ConfigFile, Overrides
-from hbo.cli.output import console, print_json, quiet_libraries
+from hbo.cli.output import console, print_json, quiet_libraries, tell
 
 
 def score(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
@@ -15,8 +15,12 @@ def score(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -
     from hbo.run.tables import print_scores
 
     loaded = load_config(config, set_ or ())
-    with listening(), quiet_libraries(stdout=as_json), hidden_bars():
-        result = score_run(loaded)
+    with (
+        listening("what was scored is kept; run again to go on"),
+        quiet_libraries(stdout=as_json),
+        hidden_bars(),
+    ):
+        result = score_run(loaded, tell) if as_json else score_run(loaded)
     if as_json:
         print_json(result)
     else:

@@ -12,6 +12,8 @@ import typer
 from hbo.cli.options import ConfigFile, Overrides
 from hbo.cli.output import quiet_libraries
 
+_RESUME = "nothing was lost; run again with --resume"
+
 
 def train(
     config: ConfigFile,
@@ -35,7 +37,7 @@ def train(
     from hbo.run.world import is_main
 
     loaded = load_config(config, set_ or ())
-    with listening() as stop, quiet_libraries(stdout=not is_main()), hidden_bars():
+    with listening(_RESUME) as stop, quiet_libraries(stdout=not is_main()), hidden_bars():
         outcome = train_run(loaded, resume=resume, overwrite=overwrite, stop=stop)
         if is_main():
             terminal = sys.stdout.isatty()

@@ -55,7 +55,10 @@ def unknown(word: str, known: Iterable[str], kind: str = "key") -> str:
 
 def shorten(value: Any, length: int = 60) -> str:
     """A value as it is shown in a message: one short line without control characters."""
-    text = value if isinstance(value, str) else repr(value)
+    # As a configuration file spells it.
+    plain = {None: "null", True: "true", False: "false"}
+    spelt = plain[value] if value is None or isinstance(value, bool) else repr(value)
+    text = value if isinstance(value, str) else spelt
     text = re.sub(r"\s+", " ", text)
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     text = text if len(text) <= length else f"{text[: length - 3]}..."
@@ -82,6 +85,9 @@ def _problem(details: ErrorDetails, document: Document) -> ConfigError:
     if kind == "elsewhere":
         path = tuple(context["path"])
         text = details["msg"]
+    elif kind == "of_key":
+        path = (*path, context["key"])
+        text = context["text"]
     elif kind == "extra_forbidden":
         text = unknown(path[-1], _keys_at(path[:-1]))
     elif kind == "unknown_word":

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_core import PydanticCustomError
 
 Name = Annotated[str, Field(min_length=1)]
+Files = Annotated[list[Name], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 METRICS = ("ifd", "ifd-loss", "perplexity", "loss", "length")
@@ -21,6 +22,11 @@ FRACTION = (
     "'fraction' is TRL's word for taking the first rows of a dataset; here every row stays in play "
     "and 'weight' is the dataset's share of the draws. Use 'weight' (for all datasets or for none)"
 )
+
+
+def _at(key: str, text: str) -> PydanticCustomError:
+    """An error of a whole section that one of its keys is to blame for."""
+    return PydanticCustomError("of_key", "{text}", {"text": text, "key": key})
 
 
 class Section(BaseModel):
@@ -35,21 +41,21 @@ class DatasetSection(Section):
     path: Name | None = None
     name: str | None = None
     data_dir: Name | None = None
-    data_files: Name | list[Name] | dict[str, Name | list[Name]] | None = None
+    data_files: Name | Files | dict[str, Name | Files] | None = None
     split: Name = "train"
-    columns: list[Name] | None = None
+    columns: Files | None = None
     weight: float | None = Field(None, gt=0)
     max_passes: float | None = Field(None, gt=0)
     min_share: Share = 0.0
     max_share: Share = 1.0
-    eval_files: Name | list[Name] | None = None
+    eval_files: Name | Files | None = None
     eval_split: Name | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _no_fraction(cls, values: Any) -> Any:
         if isinstance(values, dict) and "fraction" in values:
-            raise ValueError(FRACTION)
+            raise _at("fraction", FRACTION)
         return values
 
     @model_validator(mode="after")
@@ -59,15 +65,13 @@ class DatasetSection(Section):
                 "needs 'path' (an asset, a hub id or a folder) or 'data_files' (local files)"
             )
         if self.eval_files is not None and self.eval_split is not None:
-            raise ValueError("has both 'eval_files' and 'eval_split'; keep one")
+            raise _at("eval_split", "is given beside 'eval_files'; keep one of them")
         if self.min_share > self.max_share:
-            raise ValueError(
-                f"min_share {self.min_share} is above max_share {self.max_share}; lower one"
-            )
+            text = f"is {self.min_share}, above max_share {self.max_share}; lower it"
+            raise _at("min_share", text)
         if self.max_share == 0:
-            raise ValueError(
-                "max_share is 0, so nothing would be drawn; remove the dataset instead"
-            )
+            text = "is 0, so nothing would be drawn; remove the dataset instead"
+            raise _at("max_share", text)
         return self
 
 

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from hbo.config.explain import shorten, unknown
 from hbo.config.load import LoadedConfig
+from hbo.config.ranges import check_ranges
 
 ONE_HOME = {
     "output_dir": "set the top-level 'output_dir' instead",
@@ -24,22 +25,6 @@ ONE_HOME = {
     "data_seed": "the top-level 'seed' decides the stream of draws as well",
     "resume_from_checkpoint": "use `hbo train --resume` instead",
 }
-POSITIVE = (
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "logging_steps",
-    "save_steps",
-    "num_train_epochs",
-    "max_length",
-)
-NOT_NEGATIVE = (
-    "learning_rate",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "dataloader_num_workers",
-)
 ON_CPU = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
 
 
@@ -74,9 +59,12 @@ def check_trl(loaded: LoadedConfig, accelerator: bool | None = None) -> TrainerS
         loaded, "tuning", ModelConfig, {"model_name_or_path": "set the top-level 'model'"}
     )
     _check_fields(loaded, "training", SFTConfig, ONE_HOME)
-    _check_ranges(loaded)
+    check_ranges(loaded)
     config = loaded.config
     values, notices = with_cpu_defaults(config.training, accelerator)
+    if {"load_best_model_at_end", "save_strategy", "lr_scheduler_type"} & values.keys():
+        # TRL's own default, "loss", is a metric that evaluations of several datasets do not have.
+        values.setdefault("metric_for_best_model", _best_metric(values))
     # A progress bar is for people at a terminal; elsewhere it would only fill a log.
     values.setdefault("disable_tqdm", not sys.stderr.isatty())
     with warnings.catch_warnings():
@@ -88,6 +76,16 @@ def check_trl(loaded: LoadedConfig, accelerator: bool | None = None) -> TrainerS
             loaded, "tuning", ModelConfig, model_name_or_path=config.model, **config.tuning
         )
     return TrainerSettings(training, tuning, tuple(notices))
+
+
+def _best_metric(values: Mapping[str, Any]) -> str | None:
+    """The macro loss over subsets, where a metric is asked for and not named."""
+    asked = (
+        values.get("load_best_model_at_end") is True
+        or values.get("save_strategy") == "best"
+        or values.get("lr_scheduler_type") == "reduce_lr_on_plateau"
+    )
+    return "eval_mixture_loss" if asked else None
 
 
 def _construct(loaded: LoadedConfig, section: str, dataclass: type, **values: Any) -> Any:
@@ -133,11 +131,8 @@ def _check_fields(
     loaded: LoadedConfig, section: str, dataclass: type, refused: Mapping[str, str]
 ) -> None:
     values: Mapping[str, Any] = getattr(loaded.config, section)
-    known = [
-        field.name
-        for field in dataclasses.fields(dataclass)
-        if field.init and field.name not in refused
-    ]
+    dataclass_fields = {field.name: field for field in dataclasses.fields(dataclass) if field.init}
+    known = [name for name in dataclass_fields if name not in refused]
     hints = typing.get_type_hints(dataclass)
     for key, value in values.items():
         if key in refused:
@@ -145,38 +140,23 @@ def _check_fields(
         if key not in known:
             raise loaded.error((section, key), unknown(key, known))
         _check_type(loaded, (section, key), hints[key], value)
+        words = dataclass_fields[key].metadata.get("choices")
+        if words and value is not None and value not in words:
+            raise loaded.error((section, key), unknown(str(value), words, kind="value"))
 
 
 def _check_type(loaded: LoadedConfig, path: tuple[str, ...], hint: Any, value: Any) -> None:
-    adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    # Strict: TRL would keep the text '4' as a batch size, and 'no' as a yes.
+    settings = ConfigDict(arbitrary_types_allowed=True, strict=True)
     try:
-        # A truth value passes for a number in lax mode, so that case is taken first.
-        if isinstance(value, bool) and hint in (int, float):
-            raise ValueError
-        adapter.validate_python(value)
-    except (ValidationError, ValueError):
-        kind = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
-        kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(
-            kind, kind
-        )
-        raise loaded.error(path, f"is {shorten(value)}; must be {kind}") from None
+        TypeAdapter(hint, config=settings).validate_python(value)
+    except ValidationError:
+        raise loaded.error(path, f"is {shorten(value)}; must be {_kind(hint)}") from None
 
 
-def _check_ranges(loaded: LoadedConfig) -> None:
-    training = loaded.config.training
-    for key in (*POSITIVE, *NOT_NEGATIVE):
-        value = training.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        if key in POSITIVE and value <= 0:
-            raise loaded.error(("training", key), f"is {value}; must be above 0")
-        if not 0 <= value < float("inf"):
-            raise loaded.error(
-                ("training", key), f"is {value}; must be a finite number, at least 0"
-            )
-    steps = training.get("max_steps")
-    if isinstance(steps, int) and steps < 1 and steps != -1:
-        raise loaded.error(
-            ("training", "max_steps"),
-            f"is {steps}; must be at least 1 (or -1: num_train_epochs decides)",
-        )
+def _kind(hint: Any) -> str:
+    """A type in words."""
+    text = hint.__name__ if isinstance(hint, type) else str(hint)
+    plain = text.removesuffix(" | None")
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+    return words.get(plain, plain) + (" (or null)" if plain != text else "")

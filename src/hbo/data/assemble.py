@@ -194,4 +194,5 @@ def _first_losses(
 
 
 def _mean_tokens(cell: Sequence[Encoded]) -> float:
-    return sum(example.num_tokens for example in cell) / len(cell) if cell else 0.0
+    """Of the tokens that are trained on: the loss is their mean, and the run log counts them."""
+    return sum(example.response_tokens for example in cell) / len(cell) if cell else 0.0

@@ -10,7 +10,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,9 +69,14 @@ def _guarded(reader: Reader, path: Path, on_bad: OnBad) -> Iterator[Record]:
     try:
         yield from reader(path, on_bad)
     except OSError as error:  # permissions, a directory in between, a damaged gzip stream
-        raise DataError(f"cannot be read: {error}", where=str(path)) from error
+        text = f"cannot be read: {error.strerror or error}"
+        raise DataError(text, where=str(path)) from error
     except EOFError as error:
         raise DataError("the compressed file is cut off; copy it again", where=str(path)) from error
+    except zlib.error as error:
+        raise DataError(
+            f"the compressed file is damaged ({error}); copy it again", where=str(path)
+        ) from error
 
 
 def read_jsonl(path: Path, on_bad: OnBad) -> Iterator[Record]:
@@ -99,6 +106,8 @@ def read_json(path: Path, on_bad: OnBad) -> Iterator[Record]:
             "or, in a .jsonl file, one object a line",
             where=f"{path}:{error.lineno}",
         ) from None
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"not usable JSON ({_fault(error)})", where=str(path)) from None
     rows = value.get("data") if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise DataError(
@@ -110,27 +119,44 @@ def read_json(path: Path, on_bad: OnBad) -> Iterator[Record]:
 
 def read_csv(path: Path, on_bad: OnBad) -> Iterator[Record]:
     """CSV with a header line, UTF-8; every value is text."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    # Bytes that are no UTF-8 become half surrogates, so that the row they are in can be told.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file)
         while True:
             try:
-                row = next(reader)
+                with _long_fields():
+                    row = next(reader)
             except StopIteration:
                 return
-            except (csv.Error, UnicodeDecodeError) as error:
+            except csv.Error as error:
                 where = f"{path}:{reader.line_num + 1}"
-                raise DataError(f"not readable as UTF-8 CSV: {error}", where=where) from None
+                raise DataError(f"not readable as CSV: {error}", where=where) from None
             where = f"{path}:{reader.line_num}"
-            if None in row or None in row.values():
-                names = ", ".join(reader.fieldnames or ())
-                on_bad(
-                    DataError(
-                        f"this row does not fit the header ({names}); mend it, {SKIP_HINT}",
-                        where=where,
-                    )
-                )
-                continue
-            yield Record(reader.line_num, dict(row), where)
+            fault = _csv_fault(row, list(reader.fieldnames or ()))
+            if fault is None:
+                yield Record(reader.line_num, dict(row), where)
+            else:
+                on_bad(DataError(f"{fault}, {SKIP_HINT}", where=where))
+
+
+def _csv_fault(row: dict[Any, Any], names: list[str]) -> str | None:
+    """What is wrong with a row; ``None`` where nothing is."""
+    if None in row or None in row.values():
+        return f"this row does not fit the header ({', '.join(names)}); mend it"
+    texts = [text for text in (*row, *row.values()) if not text.isascii()]
+    if any("\udc80" <= letter <= "\udcff" for text in texts for letter in text):
+        return "not UTF-8 text; save the file as UTF-8"
+    return None
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Lift csv's limit of 131,072 letters a field, which is the whole process's, for one row."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def read_parquet(path: Path, on_bad: OnBad) -> Iterator[Record]:
@@ -194,12 +220,10 @@ def _object_of_line(raw: bytes, where: str) -> dict[str, Any]:
             f"not UTF-8 text (byte {error.start} of the line); save the file as UTF-8, {SKIP_HINT}",
             where=where,
         ) from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         # Only a file's last line can lack its newline: the sign of a write that was cut off.
-        if raw.endswith(b"\n"):
-            fault = f"not valid JSON ({getattr(error, 'msg', 'nested too deeply')})"
-        else:
-            fault = "the last line is cut off"
+        cut = isinstance(error, json.JSONDecodeError) and not raw.endswith(b"\n")
+        fault = "the last line is cut off" if cut else f"not valid JSON ({_fault(error)})"
         raise DataError(
             f"{fault}; each line must be one JSON object; mend it, {SKIP_HINT}", where=where
         ) from None
@@ -209,6 +233,13 @@ def _object_of_line(raw: bytes, where: str) -> dict[str, Any]:
             where=where,
         )
     return value
+
+
+def _fault(error: ValueError | RecursionError) -> str:
+    """Why a text is no JSON: its syntax, its depth, or a number of thousands of digits."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return error.msg if isinstance(error, json.JSONDecodeError) else "a number is too long"
 
 
 def _kind(value: object) -> str:

@@ -80,16 +80,30 @@ class Engine:
         self.probe = probe
         self.run_log = run_log
         self.clock = Stopwatch()
-        self.observer = BatchObserver(self.clock)
+        self.observer = BatchObserver(self.clock, losses_needed=options.signals == "observed")
         self.balancer = make_balancer()
         self.probed = signals_to_probe(self.balancer.policy.needs, options.signals)
         self._last = self._position()
 
-    def start(self, model: nn.Module, step: int, saved: Mapping[str, Any] | None) -> None:
+    def start(
+        self,
+        model: nn.Module,
+        step: int,
+        saved: Mapping[str, Any] | None,
+        *,
+        last_step: int | None = None,
+    ) -> None:
         """Training begins, at step 0 or from a checkpoint.
+
+        Args:
+            model: The module whose forward gets the batches.
+            step: Optimiser steps done.
+            saved: What ``state_dict`` gave at that step.
+            last_step: Optimiser steps of the whole run, where known.
 
         Raises:
             StateError: The checkpoint holds no balancing state, or another run's.
+            ConfigError: ``max_passes`` does not leave enough draws until ``last_step``.
         """
         if step == 0:
             self.balancer, self.clock.seconds = self._make_balancer(), 0.0
@@ -102,6 +116,8 @@ class Engine:
             self.balancer.load_state_dict(saved["balancer"])
             self.clock.seconds = float(saved["balance_seconds"])
         self._last = self._position() if saved is None else _from_json(saved["last_log"])
+        if last_step is not None:
+            self.balancer.check_draws_left(max(last_step - step, 0))
         self.observer.watch(model)
         if step == 0 and self.balancer.due:
             with self.clock.running():
@@ -149,12 +165,11 @@ class Engine:
         return {(code, text) for code, text in explanation.get("notes", ())}
 
     def _measure(self, model: nn.Module) -> None:
-        if not self.probed:
+        wanted = self.probed & self.balancer.policy.needs_at(self.balancer.step)
+        if not wanted:
             return
         rank, size = world()
-        found = self.probe.measure(
-            model, self.probed, self.balancer.step, rank=rank, world_size=size
-        )
+        found = self.probe.measure(model, wanted, self.balancer.step, rank=rank, world_size=size)
         for name, (example_ids, values) in found.examples.items():
             self.balancer.observe(example_ids, {name: values})
         for name, column in found.whole.items():
@@ -238,18 +253,20 @@ def _ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
 
 
 def _step_event(balancer: Balancer, window: Mapping[str, FloatArray]) -> dict[str, Any]:
-    loss = _ratio(window["nats"], window["tokens"])
+    columns = zip(
+        balancer.mixture.names,
+        window["draws"].astype(np.int64).tolist(),
+        window["tokens"].astype(np.int64).tolist(),
+        window["nats"].tolist(),
+        strict=True,
+    )
     return {
         "step": balancer.step,
         "draws": int(balancer.draws.sum()),
         "loss": float(window["nats"].sum() / max(window["tokens"].sum(), 1.0)),
         "subsets": {
-            name: {
-                "draws": int(window["draws"][k]),
-                "tokens": int(window["tokens"][k]),
-                "loss": float(loss[k]),
-            }
-            for k, name in enumerate(balancer.mixture.names)
+            name: {"draws": draws, "tokens": tokens, "loss": nats / tokens if tokens else None}
+            for name, draws, tokens, nats in columns
         },
     }
 

@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 
 from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
 from hbo.errors import ConfigError
+from hbo.sampling.stream import ExhaustedError
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -31,26 +32,41 @@ class BalancedSampler(Sampler[int]):
         length: Draws of one epoch, a whole number of global batches.
         skipped: Whether the caller discards what was consumed of this epoch (the Trainer does on
             resume): then placeholders stand in for those draws, so that a resume costs nothing.
+        finished: Whether the run is over already, and only begun again: the Trainer asks whether it
+            is done after a step, so that it would train one step too many.
     """
 
     def __init__(
-        self, balancer: Callable[[], Balancer], length: int, skipped: Callable[[], bool]
+        self,
+        balancer: Callable[[], Balancer],
+        length: int,
+        skipped: Callable[[], bool],
+        finished: Callable[[], bool] = lambda: False,
     ) -> None:
         self._balancer = balancer
         self._length = length
         self._skipped = skipped
+        self._finished = finished
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[int]:
+        if self._finished():
+            return
         balancer = self._balancer()
         consumed = balancer.step * balancer.draws_per_step
         done = consumed % self._length
         if self._skipped():
             yield from (0 for _ in range(done))
-        for example_ids in balancer.look_ahead(consumed, self._length - done):
-            yield from example_ids.tolist()
+        given = done
+        try:
+            for example_ids in balancer.look_ahead(consumed, self._length - done):
+                yield from example_ids.tolist()
+                given += len(example_ids)
+        except ExhaustedError:
+            # A loader looks beyond the last step; to train there is refused by ``advance``.
+            yield from (0 for _ in range(self._length - given))
 
 
 class ExampleIdCollator:
@@ -73,7 +89,7 @@ class ExampleIdCollator:
         first = [row.get(FIRST_LOSS_COLUMN) for row in features]
         batch[FIRST_LOSS_COLUMN] = torch.tensor(
             [float("nan") if value is None else float(value) for value in first],
-            dtype=torch.float64,
+            dtype=torch.float32,  # not every device has float64
         )
         batch[ROW_TOKENS] = torch.tensor([len(row["input_ids"]) for row in features])
         return batch

@@ -43,7 +43,15 @@ class BalancingCallback(TrainerCallback):
     ) -> None:
         """Restore the balancer of a resumed run, and watch the model."""
         saved = state.stateful_callbacks.get(STATE_KEY)
-        self._trainer.engine.start(self._trainer.watched_model, state.global_step, saved)
+        self._trainer.engine.start(
+            self._trainer.watched_model, state.global_step, saved, last_step=state.max_steps
+        )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before the first step after a resume: the random state of the checkpoint."""
+        self._trainer.restore_random_state()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -72,11 +80,13 @@ class BalancingMixin:
     """Balance a ``transformers.Trainer``, or any subclass, from the outside.
 
     Set in front of a trainer class: ``class Balanced(BalancingMixin, Trainer)``. It overrides
-    the sampler, the signature columns, ``compute_loss``, ``log``, ``evaluate`` and
-    ``_save_checkpoint``, each by a call of the original with a little before or after it.
+    the sampler, the signature columns, ``compute_loss``, ``log``, ``evaluate``,
+    ``_load_rng_state`` and ``_save_checkpoint``, each by a call of the original with a little
+    before or after it.
     """
 
     engine: Engine
+    _resumed_from: str | None = None
 
     def balance(
         self,
@@ -91,7 +101,8 @@ class BalancingMixin:
             mixture: What ``build_mixture`` gave; the trainer's dataset came from it.
             policy: A policy, or its name with default settings.
             options: Lag, unit, signals, seed.
-            run_log: Where events go; ``None``: nowhere (``log_history`` has the numbers still).
+            run_log: Where the main process writes events; ``None``: nowhere (``log_history`` has
+                the numbers still).
 
         Raises:
             ConfigError: A setting of the trainer that balancing cannot honour.
@@ -129,7 +140,8 @@ class BalancingMixin:
             pad_id=_pad_id(trainer),
             dtype=torch.bfloat16 if trainer.args.bf16 else None,
         )
-        self.engine = Engine(make_balancer, options, probe, run_log or RunLog(None))
+        log = run_log if run_log is not None and trainer.is_world_process_zero() else RunLog(None)
+        self.engine = Engine(make_balancer, options, probe, log)
         notice = fit_look_ahead(trainer.args, self.engine.balancer.lag)
         if notice:
             self.engine.warn("prefetch", notice)
@@ -153,12 +165,38 @@ class BalancingMixin:
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> BalancedSampler:
         trainer: Any = self
-        steps = math.ceil(len(trainer.train_dataset) / self._draws_per_step)
         return BalancedSampler(
             lambda: self.balancer,
-            steps * self._draws_per_step,
+            self._draws_per_epoch,
             lambda: not trainer.args.ignore_data_skip,
+            lambda: trainer.is_in_train and trainer.state.global_step >= trainer.state.max_steps,
         )
+
+    @property
+    def _draws_per_epoch(self) -> int:
+        trainer: Any = self
+        steps = math.ceil(len(trainer.train_dataset) / self._draws_per_step)
+        return steps * self._draws_per_step
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)  # type: ignore[misc]
+        self._resumed_from = checkpoint
+
+    def restore_random_state(self) -> None:
+        """Once after a resume, undo what beginning an epoch anew drew from the random state.
+
+        An iterator of a loader draws a number when it is made. The run that was not stopped did not
+        make one in the middle of an epoch, nor at its beginning with persistent workers; the
+        Trainer restores the state before that draw with ``ignore_data_skip``, and at an epoch's
+        beginning.
+        """
+        checkpoint, self._resumed_from = self._resumed_from, None
+        if checkpoint is None:
+            return
+        args: Any = self.args  # type: ignore[attr-defined]
+        middle = self.balancer.step * self._draws_per_step % self._draws_per_epoch
+        if middle or (args.dataloader_num_workers and args.dataloader_persistent_workers):
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
@@ -176,18 +214,29 @@ class BalancingMixin:
             logs.update(self.engine.log_window())
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+        **kwargs: Any,
+    ) -> dict[str, float]:
         """The trainer's own evaluation; over a dict of datasets, with ``eval_mixture_loss`` added.
 
         Returns:
             The trainer's metrics and the mean over subsets (macro) of their losses.
         """
-        metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
+        metrics: dict[str, float] = super().evaluate(  # type: ignore[misc]
+            eval_dataset, ignore_keys, metric_key_prefix, **kwargs
+        )
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset  # type: ignore[attr-defined]
-        prefix = kwargs.get("metric_key_prefix", "eval")
         if isinstance(datasets, dict):
-            losses = [metrics.get(f"{prefix}_{name}_loss", math.nan) for name in datasets]
-            macro = {f"{prefix}_mixture_loss": float(np.mean(losses))}
+            names = [f"{metric_key_prefix}_{name}_loss" for name in datasets]
+            macro = {
+                f"{metric_key_prefix}_mixture_loss": float(
+                    np.mean([metrics.get(name, math.nan) for name in names])
+                )
+            }
             metrics.update(macro)
             self.log(macro)
         return metrics

@@ -72,10 +72,13 @@ class BatchObserver:
 
     Args:
         clock: Counts what the watching costs.
+        losses_needed: Whether an output that shows no per-example loss is refused; otherwise those
+            losses are unknown.
     """
 
-    def __init__(self, clock: Stopwatch) -> None:
+    def __init__(self, clock: Stopwatch, *, losses_needed: bool = True) -> None:
         self._clock = clock
+        self._losses_needed = losses_needed
         self._batch: _Batch | None = None
         self._pending: list[tuple[torch.Tensor, ...]] = []
         self._handle: RemovableHandle | None = None
@@ -83,6 +86,7 @@ class BatchObserver:
     def watch(self, model: nn.Module) -> None:
         """Hook the module whose forward gets the batch (inside DDP and the like)."""
         self.release()
+        self._pending.clear()  # of a training that was broken off
         self._handle = model.register_forward_hook(self._after_forward)
 
     def release(self) -> None:
@@ -113,7 +117,13 @@ class BatchObserver:
             return
         with self._clock.running(), torch.no_grad():
             batch.seen = True
-            sums, tokens = _losses(output, batch)
+            found = _losses(output, batch)
+            if found is None and self._losses_needed:
+                raise DataError(
+                    "the model's training output has neither log_probs nor logits beside labels, "
+                    "so per-example losses cannot be observed; set balance.signals to probe"
+                )
+            sums, tokens = found or _unknown(batch)
             self._pending.append((batch.example_ids, batch.first_loss, sums, tokens))
 
     def flush(self) -> Observed:
@@ -133,29 +143,41 @@ class BatchObserver:
         )
 
 
-def _losses(output: Any, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def _unknown(batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """No loss and no tokens, for each example."""
+    nothing = torch.zeros(len(batch.example_ids), device=batch.example_ids.device)
+    return nothing, nothing.long()
+
+
+def _losses(output: Any, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Per-example loss sums and trained tokens, from TRL's fused output or from logits."""
     log_probs = getattr(output, "log_probs", None)
     if log_probs is not None:
-        rows = _rows(batch, log_probs.shape[0])
+        rows = _rows(batch, *log_probs.shape)
         return example_losses_from_log_probs(
             log_probs, output.label_mask, rows=rows, num_examples=len(batch.example_ids)
         )
     if getattr(output, "logits", None) is None or batch.labels is None:
-        raise DataError(
-            "the model's training output has neither log_probs nor logits beside labels, so "
-            "per-example losses cannot be observed; set balance.signals to probe"
-        )
-    rows = _rows(batch, output.logits.shape[0])
+        return None
+    rows = _rows(batch, output.logits.shape[0], output.logits.shape[1] - 1)
     return example_losses_from_logits(
         output.logits, batch.labels, rows=rows, num_examples=len(batch.example_ids)
     )
 
 
-def _rows(batch: _Batch, num_rows: int) -> torch.Tensor | None:
-    """Which example each next token belongs to, where the batch was flattened into one row."""
+def _rows(batch: _Batch, num_rows: int, num_tokens: int) -> torch.Tensor | None:
+    """(1, num_tokens) the example of each next token, where the batch was flattened into one row.
+
+    -1 for what a collator padded the row with.
+    """
     count = len(batch.example_ids)
     if num_rows == count:
         return None
     numbers = torch.arange(count, device=batch.row_tokens.device)
-    return torch.repeat_interleave(numbers, batch.row_tokens)[None, 1:]
+    rows = torch.repeat_interleave(numbers, batch.row_tokens)[None, 1:]
+    if num_rows != 1 or rows.shape[1] > num_tokens:
+        raise DataError(
+            f"{count} examples became a batch of {num_rows} rows of {num_tokens + 1} tokens, so "
+            "their losses cannot be told apart; use padded or padding_free batches"
+        )
+    return nn.functional.pad(rows, (0, num_tokens - rows.shape[1]), value=-1)

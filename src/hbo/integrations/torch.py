@@ -138,8 +138,9 @@ class BalancedLoop:
         self._dataset = mixture.dataset
         self._batch_size = batch_size
         self._accumulation = accumulation
+        self._steps = steps
         self.engine = Engine(make_balancer, options, probe, run_log or RunLog(None))
-        self.engine.start(model, 0, None)
+        self.engine.start(model, 0, None, last_step=steps)
         self.sampler = MixtureSampler(self.balancer, steps, batch_size, rank, world_size)
 
     @property
@@ -194,7 +195,9 @@ class BalancedLoop:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; call it before ``loader``."""
-        self.engine.start(self._model, int(state["balancer"]["step"]), state)
+        step = int(state["balancer"]["step"])
+        self.engine.start(self._model, step, state, last_step=self._steps)
+        self.sampler.balancer = self.balancer
 
 
 _ROW_COLUMNS = frozenset({"input_ids", "labels", ID_COLUMN, FIRST_LOSS_COLUMN})

@@ -88,7 +88,7 @@ def attach(
         raise ConfigError("this trainer is balanced already")
     kind = type(trainer)
     own = trainer.train_dataset
-    if own is None or ID_COLUMN not in own.column_names:
+    if ID_COLUMN not in (getattr(own, "column_names", None) or ()):
         trainer.train_dataset = mixture.dataset
     trainer.__class__ = type(f"Balanced{kind.__name__}", (BalancingMixin, kind), {})
     trainer.balance(mixture, policy, balance, run_log)

@@ -27,6 +27,14 @@ class Policy(Protocol):
         """Names of the signals (``hbo.signals``) that ``update`` reads."""
         ...
 
+    def needs_at(self, step: int) -> frozenset[str]:
+        """The part of ``needs`` that the update after ``step`` pays for: only that is probed.
+
+        Args:
+            step: Optimiser steps done, a multiple of ``interval``.
+        """
+        ...
+
     @property
     def interval(self) -> int:
         """Optimiser steps between two calls of ``update``."""

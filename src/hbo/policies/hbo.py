@@ -144,8 +144,16 @@ class HBO:
     @property
     def needs(self) -> frozenset[str]:
         """Signals of the rewards of the actors that are on."""
-        paid = GLOBAL_REWARDS[self.global_reward].needs if self.global_actor else frozenset()
-        return paid | (LOCAL_REWARDS[self.local_reward].needs if self.local_actor else frozenset())
+        return self.needs_at(0)
+
+    def needs_at(self, step: int) -> frozenset[str]:
+        """Signals of the rewards of the actors that move after ``step``."""
+        needs: frozenset[str] = frozenset()
+        if self.global_actor and step % self._interval("global") == 0:
+            needs |= GLOBAL_REWARDS[self.global_reward].needs
+        if self.local_actor and step % self._interval("local") == 0:
+            needs |= LOCAL_REWARDS[self.local_reward].needs
+        return needs
 
     @property
     def interval(self) -> int:

@@ -63,6 +63,10 @@ class Schedule:
         """No signals."""
         return frozenset()
 
+    def needs_at(self, step: int) -> frozenset[str]:
+        """No signals."""
+        return frozenset()
+
     @property
     def interval(self) -> int:
         """Steps between updates: with ``hold`` one falls on every point, so none comes late."""

@@ -50,6 +50,10 @@ class Prior:
         """No signals."""
         return frozenset()
 
+    def needs_at(self, step: int) -> frozenset[str]:
+        """No signals."""
+        return frozenset()
+
     @property
     def interval(self) -> int:
         """Optimiser steps between two calls of ``update``."""
@@ -102,6 +106,10 @@ class Static:
 
     @property
     def needs(self) -> frozenset[str]:
+        """No signals."""
+        return frozenset()
+
+    def needs_at(self, step: int) -> frozenset[str]:
         """No signals."""
         return frozenset()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hbo.mixture import FloatArray
-from hbo.rewards.reward import Measured, Reward, subset_values, weighted_mean
+from hbo.rewards.reward import Measured, Reward, cell_errors, subset_values, weighted_mean
 from hbo.signals import (
     BATCH_GRADIENT_NORM,
     GRADIENT_COSINE,
@@ -76,7 +76,7 @@ def progress(signals: Signals) -> Measured:
     if earlier is None:
         return _whole(np.full(len(signals.sizes), np.nan))
     with np.errstate(over="ignore", invalid="ignore"):  # of values too large: unknown
-        errors = np.sqrt(earlier.standard_error**2 + now.standard_error**2)
+        errors = np.hypot(cell_errors(earlier), cell_errors(now))
         fall = earlier.mean - now.mean
     return weighted_mean(fall, errors, signals.sizes)
 

@@ -30,13 +30,13 @@ class Reward:
     compute: Callable[[Signals], Measured]
 
 
-def cell_values(table: SignalTable) -> Measured:
-    """Mean and standard error of each cell, (K, G).
+PRIOR_FREEDOM = 4.0
+"""How many degrees of freedom the pooled variance counts for beside a cell's own."""
 
-    A cell with one value has no standard error of its own; the spread inside the other cells of its
-    subset stands in.
-    """
-    return table.mean, _cell_errors(table)
+
+def cell_values(table: SignalTable) -> Measured:
+    """Mean and standard error of each cell, (K, G): see ``cell_errors``."""
+    return table.mean, cell_errors(table)
 
 
 def subset_values(table: SignalTable, sizes: IntArray) -> Measured:
@@ -57,7 +57,7 @@ def subset_values(table: SignalTable, sizes: IntArray) -> Measured:
         >>> subset_values(table, np.array([[5, 5]]))[0].item()  # the plain mean would be 1.5
         2.0
     """
-    return weighted_mean(table.mean, _cell_errors(table), sizes)
+    return weighted_mean(table.mean, cell_errors(table), sizes)
 
 
 def weighted_mean(values: FloatArray, errors: FloatArray, sizes: IntArray) -> Measured:
@@ -78,13 +78,40 @@ def weighted_mean(values: FloatArray, errors: FloatArray, sizes: IntArray) -> Me
     return np.where(total > 0, mean, np.nan), np.where(total > 0, np.sqrt(variance), np.nan)
 
 
-def _cell_errors(table: SignalTable) -> FloatArray:
-    counts = table.counts
-    with np.errstate(over="ignore", invalid="ignore"):  # of values too large: unknown, not a fault
-        errors = table.standard_error
-        freedom = np.maximum(counts - 1, 0.0)
-        spread = np.where(counts > 1, errors**2 * counts * freedom, 0.0).sum(axis=-1, keepdims=True)
-        freedom = freedom.sum(axis=-1, keepdims=True)
-        pooled = np.where(freedom > 0, spread / np.maximum(freedom, 1.0), np.nan)
-        borrowed = np.sqrt(pooled / np.maximum(counts, 1.0))
-    return np.where(counts > 1, errors, np.where(counts > 0, borrowed, np.nan))
+def cell_errors(table: SignalTable) -> FloatArray:
+    """(K, G) standard error of each cell's mean; NaN where a cell was not measured.
+
+    Cells hold a handful of values, often one or two, whose own spread says next to nothing: two
+    values that happen to be alike would pass for certain. So variances borrow from each other. With
+    S the sum of squares about the mean, f the degrees of freedom and d = ``PRIOR_FREEDOM``::
+
+        v0 m_k^2   one coefficient of variation for all: v0 = sum_k (S_k / m_k^2) / sum_k f_k
+        v_k  = (S_k  + d v0 m_k^2) / (f_k  + d)        of subset k, with mean m_k
+        v_kg = (S_kg + d v_k)      / (f_kg + d)        of cell (k, g), with n values
+        error = sqrt(v_kg / n)
+
+    Where no cell has two values, S and f are about the mean of the subset instead: too large where
+    its groups differ, which errs on the side of caution. Where nothing can be said, errors are
+    unknown.
+
+    Ours (the form of an empirical-Bayes variance: Smyth 2004, with a fixed d).
+    """
+    counts, groups = table.counts, (-1, 1)
+    total = counts.sum(axis=-1).reshape(groups)
+    with np.errstate(all="ignore"):  # of values too large: unknown, not a fault
+        mean = table.sums.sum(axis=-1).reshape(groups) / total
+        inside = np.where(counts > 0, table.squares - table.sums**2 / counts, 0.0)
+        freedom = np.maximum(counts - 1.0, 0.0)
+        subset, subset_freedom = (part.sum(axis=-1).reshape(groups) for part in (inside, freedom))
+        if not subset_freedom.any():
+            subset = table.squares.sum(axis=-1).reshape(groups) - total * mean**2
+            subset_freedom = np.maximum(total - 1.0, 0.0)
+        subset = np.maximum(subset, 0.0)  # rounding can leave a tiny negative number
+        usable = np.isfinite(subset) & (mean**2 > 0) & (subset_freedom > 0)
+        relative = np.where(usable, subset / mean**2, 0.0).sum() / subset_freedom[usable].sum()
+        shared = np.where(np.isfinite(relative), PRIOR_FREEDOM, 0.0)
+        common = np.where(shared > 0, relative * mean**2, 0.0)
+        variance = (subset + shared * common) / (subset_freedom + shared)
+        own = np.maximum(inside, 0.0) + PRIOR_FREEDOM * variance
+        errors = np.sqrt(own / (freedom + PRIOR_FREEDOM) / counts)
+    return np.where((counts > 0) & np.isfinite(errors), errors, np.nan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from transformers import TrainerCallback
 
 from hbo.run.progress import say
 from hbo.run.stop import StopRequest
+from hbo.runlog import RunLog
 
 CLOCK_KEY = "hbo_run"
+VALIDATION = "validation"
 
 
 class NothingLeft(Sampler[int]):
@@ -76,6 +78,43 @@ class ClockCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the time where the trainer's checkpoint keeps it."""
         state.stateful_callbacks[CLOCK_KEY] = {"seconds": self.seconds}
+
+
+class ValidationCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """An ``evaluation`` event of the run log for each of the trainer's own evaluations.
+
+    Args:
+        log: Where it goes.
+        names: The subsets.
+    """
+
+    def __init__(self, log: RunLog, names: Sequence[str]) -> None:
+        self._log = log
+        self._names = names
+        self._losses: dict[str, float] = {}
+
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Gather a loss per subset until their mean closes the evaluation."""
+        logs = logs or {}
+        for name in self._names:
+            if f"eval_{name}_loss" in logs:
+                self._losses[name] = logs[f"eval_{name}_loss"]
+        if len(self._losses) == len(self._names) and "eval_mixture_loss" in logs:
+            self._log.write(
+                "evaluation",
+                step=state.global_step,
+                split=VALIDATION,
+                subsets={name: {"loss": self._losses[name]} for name in self._names},
+                macro={"loss": logs["eval_mixture_loss"]},
+            )
+            self._losses = {}
 
 
 class LineCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 from pathlib import Path
 from typing import Any
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL_WORDS = (
+    "no space left on device",
+    "disk quota exceeded",
+    # torch.save says no more than that what it wrote has not arrived.
+    "unexpected pos ",
+    "iostream error",
+    "pytorchstreamwriter failed writing",
+)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error is that of a full disk; libraries in C++ and Rust have their own words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    return any(words in str(error).lower() for words in _FULL_WORDS)
 
 
 def finite(value: Any) -> Any:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ from typing import Any
 import yaml
 
 from hbo.config import LoadedConfig
-from hbo.errors import ConfigError
+from hbo.config.explain import shorten
+from hbo.config.overrides import dotted
+from hbo.errors import ConfigError, EnvironmentProblem
 from hbo.run.files import write_whole
+from hbo.run.models import is_whole_safetensors
 
 CONFIG, LOG, SUMMARY, REPORT, EVALUATION, MODEL = (
     "config.yaml",
@@ -59,8 +64,7 @@ def require_free(loaded: LoadedConfig, *, resume: bool, overwrite: bool) -> Path
     folder = Path(loaded.config.output_dir)
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite contradict each other; give one of them")
-    if folder.exists() and not folder.is_dir():
-        raise loaded.error(("output_dir",), f"{str(folder)!r} is a file; name a folder")
+    require_place(loaded, ("output_dir",), folder)
     if holds_run(folder) and not resume and not overwrite:
         raise loaded.error(
             ("output_dir",),
@@ -68,6 +72,39 @@ def require_free(loaded: LoadedConfig, *, resume: bool, overwrite: bool) -> Path
             " --overwrite, or set another output_dir",
         )
     return folder
+
+
+def require_place(loaded: LoadedConfig, path: tuple[str, ...], folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, without making it.
+
+    Args:
+        loaded: The configuration.
+        path: The key that names the folder.
+        folder: The folder.
+
+    Raises:
+        ConfigError: A file is in the way, or it is no possible name.
+        EnvironmentProblem: The place does not let us write.
+    """
+    try:
+        # lstat tells a name that is impossible from one that is free, where exists() does not.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            folder.lstat()
+        here = next(place for place in (folder, *folder.parents) if place.exists())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise loaded.error(path, f"{shorten(str(folder))} cannot be a folder: {reason}") from None
+    if not here.is_dir():
+        raise loaded.error(path, f"{shorten(str(here))} is a file; name a folder")
+    try:
+        with tempfile.TemporaryFile(dir=here):
+            pass
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{dotted(path)}: {shorten(str(here))} cannot be written to ({error.strerror}); free"
+            " space or name another folder",
+            where=loaded.document.place(path),
+        ) from None
 
 
 def clear(folder: Path) -> None:
@@ -78,6 +115,40 @@ def clear(folder: Path) -> None:
     # TRL writes a README.md of its own beside the checkpoints.
     for name in (CONFIG, LOG, SUMMARY, REPORT, EVALUATION, "README.md"):
         (folder / name).unlink(missing_ok=True)
+
+
+def changed_keys(values: Mapping[str, Any], folder: Path) -> list[str]:
+    """Keys in which a configuration differs from the one that the folder's run was begun with.
+
+    Args:
+        values: The resolved configuration, as ``write_config`` would get it.
+        folder: The run's.
+
+    Returns:
+        Dotted keys; none where the folder has no readable configuration.
+    """
+    try:
+        saved = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    if not isinstance(saved, dict):
+        return []
+    # Where it lies and what made it do not make it another run.
+    ours, theirs = ({**side, "output_dir": None, "versions": None} for side in (values, saved))
+    return [dotted(path) for path in _differences(ours, theirs, ())]
+
+
+def _differences(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], path: tuple[str, ...]
+) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for key in dict.fromkeys([*ours, *theirs]):
+        one, other = ours.get(key), theirs.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += _differences(one, other, (*path, key))
+        elif one != other:
+            found.append((*path, key))
+    return found
 
 
 def write_config(values: Mapping[str, Any], folder: Path) -> None:
@@ -127,21 +198,9 @@ def _fault(path: Path, step: int) -> str | None:
     if not weights and not sharded:
         return "it has no weights"
     for file in weights:
-        if not _is_whole_safetensors(file):
+        if not is_whole_safetensors(file):
             return f"{file.name} is cut off"
     for file in path.glob("*.pt"):
         if not zipfile.is_zipfile(file):
             return f"{file.name} is cut off"
     return None
-
-
-def _is_whole_safetensors(path: Path) -> bool:
-    """Whether a weights file is as long as its header says."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            file.keys()
-    except (SafetensorError, OSError):
-        return False
-    return True

@@ -8,12 +8,15 @@ from typing import Any
 
 from hbo.config import LoadedConfig
 from hbo.config.explain import shorten
+from hbo.config.overrides import dotted
 from hbo.config.trl import TrainerSettings
 from hbo.errors import ConfigError, EnvironmentProblem
 from hbo.run.hub import hub_is_reachable, is_in_hub_cache
 from hbo.run.sources import looks_local
 
 Progress = Callable[[str], None]
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
 def locate_model(
@@ -123,6 +126,65 @@ def load_model(
     return model if quantised else model.to(settings.training.device)
 
 
+def empty_model(
+    loaded: LoadedConfig, name: str, settings: TrainerSettings, path: tuple[str, ...] = ("model",)
+) -> Any:
+    """The model's modules without their weights, on the ``meta`` device: costs no memory.
+
+    Raises:
+        ConfigError: Its configuration cannot be read, is of no known kind of model, or does not go
+            with the settings.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = _hub_options(loaded, path, name, settings)
+    trust = {"trust_remote_code": True} if "trust_remote_code" in options else {}
+    attention = settings.tuning.attn_implementation
+
+    def load() -> Any:
+        config = AutoConfig.from_pretrained(name, **options)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, attn_implementation=attention, **trust)
+
+    return _from_pretrained(loaded, path, name, "model", load)
+
+
+def check_weights(loaded: LoadedConfig, name: str, path: tuple[str, ...] = ("model",)) -> None:
+    """Refuse a local folder whose weights are missing or cut off, before anything is computed.
+
+    Raises:
+        ConfigError: They are; the message names the file.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    if not any(file for kind in _WEIGHTS for file in folder.glob(kind)):
+        raise loaded.error(
+            path, f"the folder {name!r} has no weights ({', '.join(_WEIGHTS)}); copy it again"
+        )
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            file.open("rb").close()
+        except OSError as error:
+            text = f"{str(file)!r} cannot be read: {error.strerror}"
+            raise loaded.error(path, text) from None
+        if not is_whole_safetensors(file):
+            raise loaded.error(path, f"{str(file)!r} is cut off or damaged; copy it again")
+
+
+def is_whole_safetensors(path: Path) -> bool:
+    """Whether a weights file is as long as its header says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            file.keys()
+    except (SafetensorError, OSError):
+        return False
+    return True
+
+
 def _quantization(tuning: Any) -> dict[str, Any]:
     from accelerate import PartialState
     from trl import get_quantization_config
@@ -149,8 +211,8 @@ def _hub_options(
     if is_in_hub_cache(name, revision):
         return {**trust, "revision": revision, "local_files_only": True}
     raise EnvironmentProblem(
-        f"model: {name!r} is no local folder, and the hub cannot be reached to look for it;"
-        " check the network, or name a folder or one of `hbo assets list`",
+        f"{dotted(path)}: {name!r} is no local folder, and the hub cannot be reached to look for"
+        " it; check the network, or name a folder or one of `hbo assets list`",
         where=loaded.document.place(path),
     )
 
@@ -166,7 +228,15 @@ def _from_pretrained(
         raise loaded.error(
             path, f"the hub has no {what} {name!r}: {shorten(str(error), 160)}"
         ) from None
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        ImportError,
+        RuntimeError,
+        AssertionError,
+    ) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         if "out of memory" in str(error).lower() or "can't allocate" in str(error).lower():

@@ -10,6 +10,7 @@ import numpy as np
 
 from hbo.config import LoadedConfig
 from hbo.data.assemble import assemble
+from hbo.difficulty.groups import assign_groups
 from hbo.difficulty.metrics import NEEDS_ALONE
 from hbo.mixture import FloatArray, IntArray, Mixture
 from hbo.priors import given
@@ -23,7 +24,8 @@ from hbo.run.budget import (
     start_probabilities,
 )
 from hbo.run.prepare import Part, Prepared, prepare
-from hbo.run.scores import cached_scores, is_measured, limits_of
+from hbo.run.rehearsal import rehearse
+from hbo.run.scores import cached_scores, is_measured, limits_of, wants_first_losses
 from hbo.run.world import world_size
 
 SCHEMA = 1
@@ -39,6 +41,7 @@ class Plan:
 
     Args:
         prepared: The data, ready.
+        tokens: (K, G) tokens of each cell, prompts included.
         mixture: Cells; where nothing is scored yet the groups are equal parts in file order.
         budget: Steps and draws.
         lag: Optimiser steps between an update and its first draw.
@@ -51,6 +54,7 @@ class Plan:
 
     prepared: Prepared
     mixture: Mixture
+    tokens: FloatArray
     budget: Budget
     lag: int
     probabilities: FloatArray
@@ -94,7 +98,7 @@ class Plan:
         groups = [
             {
                 "rows": int(sizes[g]),
-                "tokens": round(float(self._tokens[k, g])),
+                "tokens": round(float(self.tokens[k, g])),
                 "probability": float(self.probabilities[k, g]),
                 "expected_draws": float(draws[g]),
                 "expected_passes": float(draws[g] / sizes[g]) if sizes[g] else 0.0,
@@ -109,7 +113,7 @@ class Plan:
             "validation": len(part.validation),
             "test": len(part.test),
             "skipped": len(part.skipped),
-            "dropped": len(part.encoded.dropped),
+            "dropped": len(part.dropped),
             "truncated": part.truncated,
             "overlap": part.overlap,
             "probability": float(self.probabilities[k].sum()),
@@ -117,11 +121,6 @@ class Plan:
             "expected_passes": float(draws.sum() / rows),
             "groups": groups,
         }
-
-    @property
-    def _tokens(self) -> FloatArray:
-        mean = self.mixture.mean_tokens
-        return self.mixture.sizes * (np.zeros(self.mixture.sizes.shape) if mean is None else mean)
 
 
 def make_plan(loaded: LoadedConfig, progress: Callable[[str], None] | None = None) -> Plan:
@@ -139,10 +138,11 @@ def plan_of(prepared: Prepared) -> Plan:
     loaded = prepared.loaded
     config = loaded.config
     scores = cached_scores(prepared)
-    mixture = _mixture(prepared, None if scores is None else dict(scores.difficulty))
+    mixture, tokens = _mixture(prepared, None if scores is None else dict(scores.difficulty))
     budget = make_budget(prepared.settings.training, mixture.num_examples, world_size())
     limits = limits_of(prepared)
     check_passes(loaded, mixture, budget, limits)
+    rehearse(prepared, budget.steps)
     weights = None if config.weights is None else given(config.weights)
     probabilities, lag = start_probabilities(loaded, mixture, budget, limits, weights)
     _check_workers(prepared, lag)
@@ -162,6 +162,7 @@ def plan_of(prepared: Prepared) -> Plan:
     return Plan(
         prepared,
         mixture,
+        tokens,
         budget,
         lag,
         probabilities,
@@ -172,13 +173,23 @@ def plan_of(prepared: Prepared) -> Plan:
     )
 
 
-def _mixture(prepared: Prepared, scores: dict[str, FloatArray] | None) -> Mixture:
-    """The mixture's table, without copying its rows into a dataset where nothing is scored."""
+def _mixture(
+    prepared: Prepared, scores: dict[str, FloatArray] | None
+) -> tuple[Mixture, FloatArray]:
+    """The mixture's table, in equal parts where nothing is scored, and (K, G) tokens."""
     found = scores or {
         part.name: np.arange(len(part.encoded.encoded), dtype=np.float64) for part in prepared.parts
     }
     groups = prepared.loaded.config.difficulty.groups
-    return assemble(prepared.encoded, found, groups=groups).mixture
+    tokens = [
+        np.bincount(
+            assign_groups(found[part.name], groups),
+            weights=[example.num_tokens for example in part.encoded.encoded],
+            minlength=groups,
+        )
+        for part in prepared.parts
+    ]
+    return assemble(prepared.encoded, found, groups=groups).mixture, np.array(tokens)
 
 
 def _check_workers(prepared: Prepared, lag: int) -> None:
@@ -198,7 +209,7 @@ def _scoring_passes(prepared: Prepared, num_examples: int, scored: bool) -> int:
     config = prepared.loaded.config
     metric = config.difficulty.metric
     if not is_measured(metric):
-        return num_examples
+        return num_examples if wants_first_losses(prepared) else 0
     if scored:
         return 0
     passes = 1 + (metric in NEEDS_ALONE) + (prepared.scoring_model != prepared.model)
@@ -231,11 +242,10 @@ def _warnings(
             place, reason = part.skipped[0]
             text = f"{len(part.skipped)} bad records are skipped; first: {place}: {reason}"
             warn("bad-records", part.name, text)
-        if len(part.encoded.dropped):
-            place = part.train.places[int(part.encoded.dropped[0])]
+        if part.dropped:
             text = (
-                f"{len(part.encoded.dropped)} examples are dropped: training.max_length cuts them"
-                f" before their response; first: {place}"
+                f"{len(part.dropped)} examples are dropped: training.max_length cuts them"
+                f" before their response; first: {part.dropped[0]}"
             )
             warn("dropped", part.name, text)
         if part.truncated > MUCH_TRUNCATED * rows:

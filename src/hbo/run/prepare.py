@@ -26,7 +26,7 @@ from hbo.data.subset import (
 from hbo.difficulty.metrics import NEEDS_ALONE
 from hbo.errors import DataError, HBOError
 from hbo.evaluation.examples import HeldoutExample
-from hbo.run.models import Progress, load_tokenizer, locate_model
+from hbo.run.models import Progress, check_weights, load_tokenizer, locate_model
 from hbo.run.sources import read_heldout, read_subset
 
 
@@ -44,6 +44,7 @@ class Part:
         skipped: (place, reason) of bad records that ``on_bad_record: skip`` left out.
         truncated: How many training examples were cut at the maximum length.
         overlap: Training rows left out because a held-out set has their prompt.
+        heldout_dropped: Places of held-out examples that truncation left without a response.
     """
 
     name: str
@@ -55,6 +56,13 @@ class Part:
     skipped: tuple[tuple[str, str], ...]
     truncated: int
     overlap: int
+    heldout_dropped: tuple[str, ...] = ()
+
+    @property
+    def dropped(self) -> list[str]:
+        """Places of all examples that truncation left without a response."""
+        train = (self.train.places[row] for row in self.encoded.dropped.tolist())
+        return [*train, *self.heldout_dropped]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +105,9 @@ def prepare(loaded: LoadedConfig, progress: Progress | None = None) -> Prepared:
     scoring_model = model
     if loaded.config.difficulty.scoring_model is not None:
         scoring_model = locate_model(loaded, ("difficulty", "scoring_model"), progress)
+    check_weights(loaded, model)
+    if scoring_model != model:
+        check_weights(loaded, scoring_model, ("difficulty", "scoring_model"))
     sources = {name: _source(loaded, name) for name in loaded.config.datasets}
     tokenizer = load_tokenizer(loaded, model, settings)
     _require_chat_template(loaded, tokenizer, sources)
@@ -211,6 +222,7 @@ def _part(
         skipped=tuple(source.bad.skipped),
         truncated=_count_cut(renderer, train, encoded),
         overlap=len(source.train) - len(train),
+        heldout_dropped=tuple(source.heldout.places[row] for row in kept.dropped.tolist()),
     )
 
 

@@ -12,7 +12,9 @@ from hbo.run.world import is_main
 def say(line: str) -> None:
     """One line for the user, from the main process only."""
     if is_main():
-        sys.stdout.write(f"{line}\n")
+        # A subset's name may hold a newline, or turn the direction of the line.
+        shown = "".join(letter if letter.isprintable() else "?" for letter in line)
+        sys.stdout.write(f"{shown}\n")
         sys.stdout.flush()
 
 

@@ -13,11 +13,15 @@ from hbo.run.caches import scores_dir
 from hbo.run.plan import plan_of
 from hbo.run.prepare import prepare
 from hbo.run.progress import bar, say
-from hbo.run.scores import measured_scores
+from hbo.run.scores import Notice, measured_scores
 
 
-def score_run(loaded: LoadedConfig) -> dict[str, Any]:
+def score_run(loaded: LoadedConfig, notice: Notice = say) -> dict[str, Any]:
     """Score what the cache lacks, and describe the scores per subset.
+
+    Args:
+        loaded: The configuration.
+        notice: Told of damaged caches.
 
     Returns:
         ``metric``, ``cache_dir``, ``seconds`` and ``subsets``: name -> number of examples,
@@ -27,7 +31,7 @@ def score_run(loaded: LoadedConfig) -> dict[str, Any]:
     prepared = prepare(loaded, say)
     plan_of(prepared)
     with bar("scoring") as done:
-        scores = measured_scores(prepared, done, say)
+        scores = measured_scores(prepared, done, notice)
     return {
         "metric": loaded.config.difficulty.metric,
         "cache_dir": str(scores_dir(loaded.config)),

@@ -54,6 +54,9 @@ def is_measured(metric: str) -> bool:
 
 def cached_scores(prepared: Prepared) -> Scores | None:
     """Scores without loading a model: the metric needs none, or the cache has them all."""
+    config = prepared.loaded.config
+    if is_measured(config.difficulty.metric) and not scores_dir(config).is_dir():
+        return None  # a plan leaves nothing behind, not even the cache's folder
 
     def refuse(_path: tuple[str, ...]) -> NoReturn:
         raise _NotScored
@@ -89,11 +92,11 @@ def measured_scores(
         return load_model(prepared.loaded, name, prepared.settings, path)
 
     return _scores(
-        prepared, load, with_first=_wants_first_losses(prepared), done=done, notice=notice
+        prepared, load, with_first=wants_first_losses(prepared), done=done, notice=notice
     )
 
 
-def _wants_first_losses(prepared: Prepared) -> bool:
+def wants_first_losses(prepared: Prepared) -> bool:
     """Whether somebody reads the untouched model's losses, or scoring gives them anyway."""
     config = prepared.loaded.config
     needs = make_policy(config.balance.policy, config.balance.fields).needs

@@ -104,6 +104,13 @@ def _local_files(
             known = ", ".join(data_files)
             raise loaded.error(place, f"has no files for the split {split!r}; it has {known}")
         data_files = data_files[split]
+    elif split != "train" and (data_files is not None or _is_one_split(path)):
+        key = "split" if section.split.startswith(split) else "eval_split"
+        raise loaded.error(
+            ("datasets", name, key),
+            f"is {shorten(split)}, but there is only the split 'train' here; write a slice of it"
+            " (train[:300]), or data_files as a mapping from split to files",
+        )
     if path is None or path in BUILDERS:
         if data_files is None:
             raise loaded.error(place, f"{path!r} needs 'data_files'")
@@ -131,6 +138,13 @@ def _local_files(
     return None
 
 
+def _is_one_split(path: str | None) -> bool:
+    """Whether a path is a file or an asset: these have no splits but ``train``."""
+    from hbo.assets import is_asset
+
+    return path is not None and (Path(path).is_file() or is_asset(path))
+
+
 def looks_local(path: str) -> bool:
     """Whether a path that is not there can only have been local (hub ids are ``owner/name``)."""
     parts = Path(path).parts
@@ -140,6 +154,7 @@ def looks_local(path: str) -> bool:
         or len(parts) > 2
         or known_suffix
         or "\\" in path
+        or not path.isprintable()
         or (len(parts) == 2 and Path(parts[0]).is_dir())
     )
 
@@ -151,6 +166,8 @@ def _similar(path: str) -> str:
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     except OSError:
         names = []
+    if Path(path).name in names:
+        return "; it is a link to something that is not there"
     close = nearest(Path(path).name, names)
     return f"; did you mean {str(folder / close)!r}?" if close else "; correct the path"
 
@@ -166,7 +183,7 @@ def _files(
     found: list[Path] = []
     for pattern in patterns:
         path = Path(folder or ".") / pattern
-        if path.exists():
+        if _is_there(loaded, place, path):
             found.append(path)
             continue
         matched = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(pattern) else []
@@ -182,6 +199,14 @@ def _files(
                 place, f"{str(path)!r} is a folder; name files, or use 'path' for it"
             )
     return found
+
+
+def _is_there(loaded: LoadedConfig, place: tuple[str, ...], path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        text = f"{shorten(str(path))} is no possible file: {error.strerror}"
+        raise loaded.error(place, text) from None
 
 
 def _in_folder(

@@ -18,7 +18,7 @@ class Interrupted(BaseException):
         text: What there is to go on from.
     """
 
-    def __init__(self, signal_number: int, text: str = "nothing was lost; run again with --resume"):
+    def __init__(self, signal_number: int, text: str = "nothing was lost") -> None:
         self.signal_number = int(signal_number)
         super().__init__(f"{signal.Signals(self.signal_number).name}; {text}")
 
@@ -28,16 +28,20 @@ class StopRequest:
 
     Outside training a signal raises at once. While ``patient`` (a training loop that stops itself
     after its optimiser step), the first signal is only noted; the second raises.
+
+    Args:
+        text: What to tell the user of a stop outside training.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, text: str = "nothing was lost") -> None:
+        self.text = text
         self.signal_number: int | None = None
         self.patient = False
 
     def handle(self, signal_number: int, frame: FrameType | None) -> None:
         """The signal handler."""
         if not self.patient or self.signal_number is not None:
-            raise Interrupted(signal_number)
+            raise Interrupted(signal_number, self.text)
         self.signal_number = signal_number
 
     def raise_if_requested(self, text: str) -> None:
@@ -47,9 +51,9 @@ class StopRequest:
 
 
 @contextmanager
-def listening() -> Iterator[StopRequest]:
+def listening(text: str = "nothing was lost") -> Iterator[StopRequest]:
     """A ``StopRequest`` that hears SIGINT and SIGTERM inside the block; main thread only."""
-    request = StopRequest()
+    request = StopRequest(text)
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         # Elsewhere (a notebook's thread) signals stay with whoever has them.

@@ -10,10 +10,11 @@ from typing import Any
 
 from hbo.config import LoadedConfig
 from hbo.data.assemble import BuiltMixture
+from hbo.errors import EnvironmentProblem
 from hbo.run import folder as files
 from hbo.run.budget import policy_of
 from hbo.run.environment import versions
-from hbo.run.files import finite, json_text, write_whole
+from hbo.run.files import disk_is_full, finite, json_text, write_whole
 from hbo.run.folder import Checkpoint
 from hbo.run.heldout import evaluate_test, to_json
 from hbo.run.models import load_model
@@ -91,8 +92,7 @@ class _Run:
 
     def begin(self, mixture: BuiltMixture) -> None:
         """Write the start of the run: configuration, versions, what the data is, what is amiss."""
-        config = self.loaded.config.plain()
-        config["balance"]["lag"] = self.plan.lag
+        config = _resolved(self.loaded, self.plan)
         made_with = versions()
         if is_main():
             files.write_config({**config, "versions": made_with}, self.folder)
@@ -110,6 +110,16 @@ class _Run:
             if warning["code"] != "bad-records":
                 self.warn(warning["code"], text)
 
+    def go_on(self) -> None:
+        """Say where a resumed run continues, and what is no longer as it was begun."""
+        step = self.checkpoint.step if self.checkpoint else 0
+        say(f"continuing from step {step}")
+        changed = files.changed_keys(_resolved(self.loaded, self.plan), self.folder)
+        if changed:
+            text = f"resumed with other settings than it was begun with: {', '.join(changed)}"
+            say(f"notice: {text}")
+            self.warn("changed-settings", text, step)
+
     def warn(self, code: str, text: str, step: int = 0) -> None:
         """Put a warning into the run log."""
         self.log.write("warning", step=step, code=code, text=text)
@@ -120,6 +130,8 @@ class _Run:
             return None
         for entry in read_log(self.folder / files.LOG):
             if entry["event"] == event and not entry.get("step"):
+                if entry.get("split") not in {None, "test"}:
+                    continue
                 return entry
         return None
 
@@ -150,14 +162,22 @@ def train_run(
     prior = dict(zip(plan.mixture.names, plan.probabilities.sum(axis=1).tolist(), strict=True))
     finished = _finished(folder, plan) if resume else None
     if finished is not None:
+        _require_same(loaded, plan, folder)
         say(f"{folder}: this run is finished; nothing is left to do")
         return Outcome(finished, prior)
     for text in (*prepared.settings.notices, *plan.warning_lines):
         say(f"notice: {text}")
     run = _Run(prepared, plan, folder, stop, start, None, RunLog(None))
     mixture = run.score()
-    _claim(run, resume=resume, overwrite=overwrite)
-    return Outcome(_train(run, mixture), prior)
+    try:
+        _claim(run, resume=resume, overwrite=overwrite)
+        return Outcome(_train(run, mixture), prior)
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        text = "the disk is full; free some space and run again with --resume"
+        where = getattr(error, "filename", None) or folder
+        raise EnvironmentProblem(text, where=str(where)) from error
 
 
 def _finished(folder: Path, plan: Plan) -> dict[str, Any] | None:
@@ -170,6 +190,25 @@ def _finished(folder: Path, plan: Plan) -> dict[str, Any] | None:
         return None
     done = isinstance(summary, dict) and summary.get("steps") == plan.budget.steps
     return summary if done else None
+
+
+def _resolved(loaded: LoadedConfig, plan: Plan) -> dict[str, Any]:
+    """The configuration with what was decided for the user."""
+    config = loaded.config.plain()
+    config["balance"]["lag"] = plan.lag
+    return config
+
+
+def _require_same(loaded: LoadedConfig, plan: Plan, folder: Path) -> None:
+    """Refuse to pass a finished run of another configuration off as this one's."""
+    changed = files.changed_keys(_resolved(loaded, plan), folder)
+    if changed:
+        shown = ", ".join(changed[:5])
+        raise loaded.error(
+            ("output_dir",),
+            f"{str(folder)!r} holds a finished run of another configuration ({shown}); set another"
+            " output_dir, or replace it with --overwrite",
+        )
 
 
 def _claim(run: _Run, *, resume: bool, overwrite: bool) -> None:
@@ -198,7 +237,7 @@ def _train(run: _Run, mixture: BuiltMixture) -> dict[str, Any]:
         run.begin(mixture)
     else:
         run.scoring_seconds += float(begun.get("scoring_seconds") or 0.0)
-        say(f"continuing from step {run.checkpoint.step if run.checkpoint else 0}")
+        run.go_on()
     before: Mapping[str, Any] | None = run.earlier("evaluation")
     if before is None and run.loaded.config.evaluation.before and run.checkpoint is None:
         before = run.evaluate(run.load(), 0, "the untouched model")
@@ -238,13 +277,15 @@ def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
 
     from hbo.integrations.engine import BalanceOptions
     from hbo.integrations.trl import BalancedSFTTrainer
-    from hbo.run.callbacks import ClockCallback, LineCallback, StopCallback
+    from hbo.run.callbacks import ClockCallback
 
     config, settings = run.loaded.config, run.prepared.settings
     balance = config.balance
     training = settings.training
     # The rows are tokens and labels already: the masks that these two ask for are in the labels.
     training.completion_only_loss, training.assistant_only_loss = None, False
+    if training.padding_free:
+        training.max_length = None  # the rows are cut already; TRL wants that said
     clock = ClockCallback(run.start, run.checkpoint.seconds if run.checkpoint else 0.0)
     trainer = BalancedSFTTrainer(
         run.load(),
@@ -261,11 +302,22 @@ def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
         run_log=run.log,
         processing_class=run.prepared.tokenizer,
         peft_config=get_peft_config(settings.tuning),
-        eval_dataset=_validation(run.prepared) if training.eval_strategy != "no" else None,
-        callbacks=[StopCallback(run.stop), clock, LineCallback()],
+        eval_dataset=_validation(run.prepared) if _evaluates(training) else None,
+        callbacks=[*_callbacks(run), clock],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, clock
+
+
+def _callbacks(run: _Run) -> list[Any]:
+    from hbo.run.callbacks import LineCallback, StopCallback, ValidationCallback
+
+    names = [part.name for part in run.prepared.parts]
+    return [StopCallback(run.stop), LineCallback(), ValidationCallback(run.log, names)]
+
+
+def _evaluates(training: Any) -> bool:
+    return training.eval_strategy != "no" or bool(training.eval_on_start)
 
 
 def _validation(prepared: Prepared) -> dict[str, Any]:

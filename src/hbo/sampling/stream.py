@@ -20,6 +20,10 @@ from hbo.sampling.state import Breakpoint, StreamState, checked_law
 _BLOCK = 2**16  # draws worked on at once: arrays of this length stay in a processor's cache
 
 
+class ExhaustedError(StateError):
+    """Every subset that could be drawn has reached its ``max_draws``."""
+
+
 class Stream:
     """An endless, replayable stream of example ids.
 
@@ -147,7 +151,8 @@ class Stream:
             (count,) ids in draw order.
 
         Raises:
-            StateError: No law is in force, or the caps leave nothing to draw; then none is drawn.
+            ExhaustedError: The caps leave fewer draws than ``count``; then none is drawn.
+            StateError: No law is in force.
         """
         ids = np.empty(count, dtype=np.int64)
         start = self._position
@@ -282,7 +287,7 @@ class Stream:
         if self._prepared is None or self._prepared[0] != mark:
             left = np.where(exhausted[:, None], 0.0, self._history[number].probabilities).ravel()
             if not left.any():
-                raise StateError(
+                raise ExhaustedError(
                     f"nothing is left to draw at draw {self._position}: every subset with a "
                     "positive probability has reached its max_passes; raise them, or train for "
                     "fewer steps"
