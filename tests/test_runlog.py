@@ -1,6 +1,7 @@
 """The run log: whole lines, no NaN, and what a resumed run keeps."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,13 @@ def test_unknown_event_and_no_path(tmp_path: Path) -> None:
         RunLog(tmp_path / "run.jsonl").write("finish")
     RunLog(None).write("step", step=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_may_open_one_log(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    RunLog(path).write("step", step=1)
+    other = tmp_path / f"run.jsonl.{os.getpid() + 1}.tmp"
+    other.write_text("another rank, at the same moment")
+    RunLog(path)
+    assert [event["step"] for event in read_log(path)] == [1]
+    assert other.read_text() == "another rank, at the same moment"

@@ -35,7 +35,8 @@ class RunLog:
     @staticmethod
     def _rewrite(path: Path, keep: Callable[[dict[str, Any]], bool] | None) -> None:
         kept = [event for event in read_log(path) if keep is None or keep(event)]
-        temporary = path.with_suffix(path.suffix + ".tmp")
+        # Several ranks may be given the same path: each writes a file of its own, all the same.
+        temporary = path.with_suffix(f"{path.suffix}.{os.getpid()}.tmp")
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(_line(event) for event in kept)
             file.flush()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ class Entry:
     tokens: str
     wall: str
     cost: str
+    train_loss: str
     best_loss: bool
     best_accuracy: bool
 
@@ -62,6 +63,7 @@ class Comparison:
     sentences: list[Markup]
     entries: list[Entry]
     keys: list[Key]
+    train_keys: list[Key]
     several_seeds: bool
     train: Markup
     heldout: Markup
@@ -89,10 +91,8 @@ def comparison(runs: Sequence[RunRecord], charts: Charts) -> Comparison:
         ),
         sentences=_sentences(groups),
         entries=entries,
-        keys=[
-            Key(slot, entry.colour, slot >= 4, entry.name, entry.loss)
-            for slot, entry in enumerate(entries[:COLOURS])
-        ],
+        keys=_keys(entries, [entry.loss for entry in entries]),
+        train_keys=_keys(entries, [entry.train_loss for entry in entries]),
         several_seeds=any(len(group) > 1 for group in groups.values()),
         train=_train_chart(groups, charts),
         heldout=_heldout_chart(groups, charts),
@@ -105,6 +105,13 @@ def comparison(runs: Sequence[RunRecord], charts: Charts) -> Comparison:
             f"{plural(hidden, 'more run')} in the tables only; `hbo report RUN` shows one alone."
         ),
     )  # fmt: skip
+
+
+def _keys(entries: Sequence[Entry], notes: Sequence[str]) -> list[Key]:
+    return [
+        Key(slot, entry.colour, slot >= 4, entry.name, note)
+        for slot, (entry, note) in enumerate(zip(entries[:COLOURS], notes, strict=False))
+    ]
 
 
 def _groups(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -148,11 +155,28 @@ def _accuracy(run: RunRecord) -> float:
     return run.accuracy.macro[1]
 
 
+def _train_loss(run: RunRecord) -> float:
+    known = run.steps.loss[np.isfinite(run.steps.loss)]
+    return float(known[-1]) if len(known) else float("nan")
+
+
+def _one_mixture(groups: Mapping[str, Sequence[RunRecord]]) -> bool:
+    """Whether all runs have the same subsets: else averages over subsets are of other things."""
+    return len({frozenset(run.subsets) for group in groups.values() for run in group}) == 1
+
+
+def _winner(values: Sequence[float], best: Callable[[list[float]], float]) -> float:
+    """The best of numbers that differ; NaN, which equals none, where there is no contest."""
+    known = [value for value in values if math.isfinite(value)]
+    return best(known) if len(set(known)) > 1 else float("nan")
+
+
 def _entries(groups: dict[str, list[RunRecord]]) -> list[Entry]:
     losses = {label: _mean(group, _loss) for label, group in groups.items()}
     accuracies = {label: _mean(group, _accuracy) for label, group in groups.items()}
-    least = min((v for v in losses.values() if math.isfinite(v)), default=float("nan"))
-    most = max((v for v in accuracies.values() if math.isfinite(v)), default=float("nan"))
+    comparable = _one_mixture(groups)
+    least = _winner(list(losses.values()), min) if comparable else float("nan")
+    most = _winner(list(accuracies.values()), max) if comparable else float("nan")
     return [
         Entry(
             name=bdi(label),
@@ -165,6 +189,7 @@ def _entries(groups: dict[str, list[RunRecord]]) -> list[Entry]:
             tokens=count(_mean(group, lambda run: float(np.nansum(run.tokens)))),
             wall=duration(_mean(group, lambda run: run.wall_seconds)),
             cost=percent(_mean(group, lambda run: run.cost)),
+            train_loss=number(_mean(group, _train_loss)),
             best_loss=losses[label] == least,
             best_accuracy=accuracies[label] == most,
         )
@@ -179,7 +204,11 @@ def _sentences(groups: dict[str, list[RunRecord]]) -> list[Markup]:
     )
     ranked = [item for item in ranked if math.isfinite(item[0])]
     said = []
-    if len(ranked) > 1:
+    if not _one_mixture(groups):
+        said.append(
+            Markup("The runs have different subsets, so only the tables by subset compare them.")
+        )
+    elif len(ranked) > 1:
         (best, first), (second, runner_up) = ranked[0], ranked[1]
         said.append(
             Markup(
@@ -221,7 +250,9 @@ def _train_chart(groups: dict[str, list[RunRecord]], charts: Charts) -> Markup:
             few = thinned(len(loss))
             mean = smooth(loss, np.ones(len(loss)), max(3, round(len(loss) / 12)))
             lines.append(_line(slot, label, run.steps.step[few], mean[few]))
-    return _chart(groups, lines, charts, "Train loss over steps (running mean) by policy")
+    return _chart(
+        groups, lines, charts, "Train loss over steps (running mean) by policy", _train_loss
+    )
 
 
 def _heldout_chart(groups: dict[str, list[RunRecord]], charts: Charts) -> Markup:
@@ -233,7 +264,7 @@ def _heldout_chart(groups: dict[str, list[RunRecord]], charts: Charts) -> Markup
             if np.isfinite(loss).sum() > 1:
                 lines.append(_line(slot, label, steps, loss, marker=True))
     return _chart(
-        groups, lines, charts, "Held-out loss averaged over subsets, over steps, by policy"
+        groups, lines, charts, "Held-out loss averaged over subsets, over steps, by policy", _loss
     )
 
 
@@ -244,13 +275,17 @@ def _line(slot: int, label: str, x: FloatArray, y: FloatArray, *, marker: bool =
 
 
 def _chart(
-    groups: dict[str, list[RunRecord]], lines: list[Line], charts: Charts, text: str
+    groups: dict[str, list[RunRecord]],
+    lines: list[Line],
+    charts: Charts,
+    text: str,
+    last: Measure,
 ) -> Markup:
     if not lines:
         return Markup("")
     end = max(run.last_step for group in groups.values() for run in group)
-    told = "; ".join(f"{label} ends at {number(_mean(g, _loss))}" for label, g in groups.items())
-    return Markup(charts.both(Panel(lines, end), f"{text}. Held-out: {told}."))
+    told = "; ".join(f"{label} ends at {number(_mean(g, last))}" for label, g in groups.items())
+    return Markup(charts.both(Panel(lines, end), f"{text}: {told}."))
 
 
 # --- subsets by policies --------------------------------------------------------------------------
@@ -271,8 +306,7 @@ def _table(
     most = float(np.nanmax(numbers)) or 1.0
     rows = []
     for name, line in zip(names, numbers, strict=True):
-        known = [float(number_) for number_ in line if math.isfinite(number_)]
-        top = best(known) if best is not None and len(known) > 1 else float("nan")
+        top = _winner(line.tolist(), best) if best is not None else float("nan")
         cells = [Cell(say(float(v)), bool(v == top), float(np.nan_to_num(v / most))) for v in line]
         rows.append(SubsetRow(Markup("<bdi>{}</bdi>").format(visible(name)), cells))
     return rows

@@ -94,7 +94,7 @@ def _trl(run: RunRecord, mixture: LearnedMixture) -> dict[str, str]:
     ]
     if mixture.rows is not None:
         kept = rows_without_repeats(mixture.rows, mixture.average.tolist())
-        notes.append("Rows that TRL keeps of those this run trained on:")
+        notes.append("Rows that TRL keeps, if the files hold only the rows this run trained on:")
         notes += [
             f"  {visible(name)}: {keep:,} of {rows:,}"
             for name, keep, rows in zip(mixture.subsets, kept, mixture.rows, strict=True)
@@ -263,9 +263,25 @@ def _head(run: RunRecord, notes: Sequence[str]) -> str:
         f"Mixture learned by {visible(run.policy)}, seed {run.seed}, averaged over",
         f"the draws of {run.last_step} optimiser steps. Paths are those of the configuration;",
         "for a name of `hbo assets`, write the folder that `hbo assets path NAME` prints.",
+        *_held_out_notes(run),
         *notes,
     ]
     return "".join(f"# {line}\n" for line in lines)
+
+
+def _held_out_notes(run: RunRecord) -> list[str]:
+    """What must be said where held-out rows are a share of the training files themselves."""
+    sources = run.config.get("datasets")
+    inside = isinstance(sources, Mapping) and any(
+        isinstance(source, Mapping) and not (source.get("eval_files") or source.get("eval_split"))
+        for source in sources.values()
+    )
+    if not inside:
+        return []
+    return [
+        "The files still hold the rows that this run kept apart for evaluation: another tool",
+        "trains on them too, so measure what it makes on other examples.",
+    ]
 
 
 def _yaml(value: Any) -> str:

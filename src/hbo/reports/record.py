@@ -90,11 +90,14 @@ class Heldout:
 
     @property
     def macro(self) -> tuple[float, float]:
-        """Plain averages over the subsets that have both numbers (NaN where none has)."""
-        both = np.isfinite(self.before) & np.isfinite(self.after)
-        if not both.any():
-            return float("nan"), float("nan")
-        return float(self.before[both].mean()), float(self.after[both].mean())
+        """Plain averages over the same subsets, those that have both numbers.
+
+        Where one side was never measured the other stands alone, over what it has.
+        """
+        before, after = np.isfinite(self.before), np.isfinite(self.after)
+        if before.any() and after.any():
+            before = after = before & after
+        return _average(self.before[before]), _average(self.after[after])
 
     @property
     def known(self) -> bool:
@@ -214,6 +217,11 @@ class RunRecord:
         return _divided((lengths[:, None] * shares).sum(axis=0), float(lengths.sum()))
 
     @property
+    def unused_updates(self) -> int:
+        """Updates decided so late that no draw of this run was made from them."""
+        return sum(update.effective_step >= self.last_step for update in self.updates)
+
+    @property
     def cost(self) -> float:
         """Share of the wall time that went into balancing (NaN where unknown)."""
         return self.balance_seconds / self.wall_seconds if self.wall_seconds > 0 else float("nan")
@@ -233,6 +241,10 @@ class RunRecord:
             bool(np.nan_to_num(np.abs(update.after - self.prior)).max(initial=0.0) > 1e-9)
             for update in self.updates
         )
+
+
+def _average(values: FloatArray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def _divided(values: FloatArray, total: float) -> FloatArray:

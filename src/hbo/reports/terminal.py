@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hbo.reports.text import count, duration, number, percent, visible
+import numpy as np
+
+from hbo.reports.record import Heldout
+from hbo.reports.text import count, duration, number, percent, plural, visible
 
 WIDTH, NAME_WIDTH, GAP = 100, 20, 3
 
@@ -145,11 +148,8 @@ def _accuracy_pair(before: Any, after: Any) -> str:
 
 
 def _accuracy_footer(graded: Sequence[tuple[Any, Any]]) -> str:
-    known = [pair for pair in graded if None not in pair]
-    if not known:
-        return "–"
-    before, after = (math.fsum(column) / len(known) for column in zip(*known, strict=True))
-    return _accuracy_pair(before, after)
+    values = np.array([[_float(value) for value in pair] for pair in graded])
+    return _accuracy_pair(*Heldout(values[:, 0], values[:, 1]).macro)
 
 
 def _tone(before: Any, after: Any) -> str:
@@ -160,8 +160,9 @@ def _tone(before: Any, after: Any) -> str:
 
 def _cost_line(summary: Mapping[str, Any]) -> str:
     wall, ours = _float(summary.get("wall_seconds")), _float(summary.get("balance_seconds"))
-    steps = count(_float(summary.get("steps")))
-    parts = [f"{visible(str(summary.get('policy', '?')))}, {steps} steps in {duration(wall)}"]
+    steps = _float(summary.get("steps"))
+    said = plural(int(steps), "step") if math.isfinite(steps) else "– steps"
+    parts = [f"{visible(str(summary.get('policy', '?')))}, {said} in {duration(wall)}"]
     if wall > 0 and math.isfinite(ours):
         parts.append(f"balancing took {percent(ours / wall)} of it ({duration(ours)})")
     return "; ".join(parts)

@@ -116,6 +116,7 @@ class RunView:
     losses: list[Card]
     more_losses: list[Card]
     loss_chart: Markup
+    late: str
     moves: list[Moved]
 
 
@@ -158,6 +159,7 @@ def run_view(run: RunRecord, charts: Charts, anchor: str = "run") -> RunView:
         losses=losses[:CARDS],
         more_losses=losses[CARDS:],
         loss_chart=loss_chart(run, charts),
+        late=plural(run.unused_updates, "update") + " came" if run.unused_updates else "",
         moves=_moves(run),
     )
 

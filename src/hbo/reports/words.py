@@ -72,6 +72,10 @@ def _accuracy(run: RunRecord) -> Markup:
         return Markup("")
     graded = int(np.isfinite(run.accuracy.after).sum())
     where = "" if graded == len(run.subsets) else f" over the {plural(graded, 'gradable subset')}"
+    if not math.isfinite(before):
+        return Markup("Accuracy{} is {}; it was not measured before.").format(
+            where, percent(after, 1)
+        )
     if percent(before, 1) == percent(after, 1):
         return Markup("Accuracy{} stayed at {}.").format(where, percent(after, 1))
     verb = "rose" if after > before else "fell"
@@ -93,7 +97,7 @@ def _moves(run: RunRecord) -> Markup:
     if not run.moved or not np.isfinite(change).any():
         return Markup("The shares of draws were fixed: this policy does not move them.")
     up, down = int(np.nanargmax(change)), int(np.nanargmin(change))
-    words = "The share of {} grew most ({} to {} of draws), that of {} shrank most ({} to {})."
+    words = "The probability of {} grew most ({} to {}), that of {} shrank most ({} to {})."
     return Markup(words).format(
         bdi(run.subsets[up]), percent(run.prior[up]), percent(run.final[up]),
         bdi(run.subsets[down]), percent(run.prior[down]), percent(run.final[down]),
