@@ -201,6 +201,9 @@ def test_caps_are_strict_and_floors_hold() -> None:
     for _ in range(20):
         balancer.advance()
     assert balancer.draws.sum(axis=1)[2] == 12  # 4 passes over 3 examples, and not one more
+    assert balancer.probabilities.sum(axis=1)[2] == 0
+    assert np.isclose(balancer.probabilities.sum(), 1)
+    assert balancer.update().after.sum(axis=1)[2] == 0
 
 
 def test_tokens_as_unit_make_shares_mean_tokens() -> None:

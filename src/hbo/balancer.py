@@ -132,12 +132,20 @@ class Balancer:
         """(K, G) draw probabilities: the policy's, within the limits, turned into draws."""
         shares = self.limits.apply(self.policy.probabilities(self.state), self._unit_sizes())
         draws = shares * self._draws_per_unit
-        return np.asarray(draws / draws.sum(), dtype=np.float64)
+        return self._of_the_rest(draws / draws.sum())
+
+    def _of_the_rest(self, law: FloatArray) -> FloatArray:
+        """A law without the subsets that have reached their ``max_passes``; all, if all have."""
+        left = np.where(self._consumed.exhausted[:, None], 0.0, law)
+        return left / left.sum() if left.any() else law
 
     @property
     def probabilities(self) -> FloatArray:
-        """(K, G) the newest draw probabilities; in force from the last update's effective draw."""
-        return self._consumed.history[-1].probabilities
+        """(K, G) the newest draw probabilities, in force from the last update's effective draw.
+
+        A subset that has reached its ``max_passes`` has 0.
+        """
+        return self._of_the_rest(self._consumed.history[-1].probabilities)
 
     @property
     def draws(self) -> IntArray:

@@ -14,7 +14,7 @@ from hbo.balancer import Balancer, Update
 from hbo.errors import ConfigError, StateError
 from hbo.integrations.observer import BatchObserver, Stopwatch
 from hbo.integrations.ranks import add_over_ranks, check_same_on_all_ranks, world
-from hbo.mixture import FloatArray
+from hbo.mixture import FloatArray, IntArray
 from hbo.observations import loss_signals
 from hbo.runlog import RunLog
 from hbo.signals import FIRST_LOSS, LOSS, PERPLEXITY, PERPLEXITY_RATIO, TOKENS
@@ -288,11 +288,18 @@ def _tracker_metrics(balancer: Balancer, window: Mapping[str, FloatArray]) -> di
     return metrics
 
 
+def _within_subsets(law: FloatArray, sizes: IntArray) -> FloatArray:
+    """(K, G) probability of a group given its subset; by size in a subset that is not drawn."""
+    drawn = law.sum(axis=1, keepdims=True) > 0
+    shown = np.where(drawn, law, sizes)
+    return np.asarray(shown / shown.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
 def _update_event(balancer: Balancer, update: Update, seconds: float) -> dict[str, Any]:
     mixture, explanation = balancer.mixture, update.explanation
     both = {"before": update.before, "after": update.after}
     over_subsets = {key: law.sum(axis=1) for key, law in both.items()}
-    inside = {key: _ratio(law, law.sum(axis=1, keepdims=True)) for key, law in both.items()}
+    inside = {key: _within_subsets(law, mixture.sizes) for key, law in both.items()}
     rewards = {
         level: {
             key: (explanation.get(level) or {}).get(key) or [None] * mixture.num_subsets

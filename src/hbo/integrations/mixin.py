@@ -111,7 +111,7 @@ class BalancingMixin:
         trainer: Any = self
         options = options or BalanceOptions()
         policy = make_policy(policy) if isinstance(policy, str) else policy
-        _refuse_what_cannot_be(trainer.args)
+        check_arguments(trainer.args)
         table, trainer.train_dataset = _align(mixture.mixture, trainer.train_dataset)
         if not isinstance(trainer.data_collator, ExampleIdCollator):
             trainer.data_collator = ExampleIdCollator(trainer.data_collator)
@@ -248,7 +248,7 @@ class BalancingMixin:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
 
-def _refuse_what_cannot_be(args: TrainingArguments) -> None:
+def check_arguments(args: TrainingArguments) -> None:
     """Settings that would change which examples are drawn, or how many make a step."""
     strategy = getattr(args, "train_sampling_strategy", "random")
     if strategy in ("group_by_length", "batch_rebalance"):

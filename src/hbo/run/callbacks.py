@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
 from hbo.run.progress import say
@@ -16,25 +15,6 @@ from hbo.runlog import RunLog
 
 CLOCK_KEY = "hbo_run"
 VALIDATION = "validation"
-
-
-class NothingLeft(Sampler[int]):
-    """The sampler of a run whose checkpoint is at its last step: no draws are left.
-
-    The Trainer asks whether it is done only after a step, so that it would train one step too many.
-
-    Args:
-        length: What the real sampler's length is, by which the Trainer counts its epochs.
-    """
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(())
 
 
 class StopCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]

@@ -45,10 +45,10 @@ def rehearse(prepared: Prepared, steps: int) -> None:
 
 
 def _check_balancing(loaded: LoadedConfig, training: Any) -> None:
-    from hbo.integrations.mixin import _refuse_what_cannot_be
+    from hbo.integrations.mixin import check_arguments
 
     try:
-        _refuse_what_cannot_be(training)
+        check_arguments(training)
     except ConfigError as error:
         key = re.split(r"[ =.]", error.message)[0]
         raise loaded.error(("training", key), error.message) from None

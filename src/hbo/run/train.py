@@ -230,8 +230,6 @@ def _claim(run: _Run, *, resume: bool, overwrite: bool) -> None:
 
 
 def _train(run: _Run, mixture: BuiltMixture) -> dict[str, Any]:
-    from hbo.run.callbacks import NothingLeft
-
     begun = run.earlier("start")
     if begun is None:
         run.begin(mixture)
@@ -243,9 +241,6 @@ def _train(run: _Run, mixture: BuiltMixture) -> dict[str, Any]:
         before = run.evaluate(run.load(), 0, "the untouched model")
     trainer, clock = _trainer(run, mixture)
     say(f"training: {run.plan.budget.steps} steps of {run.plan.budget.draws_per_step} examples")
-    if run.checkpoint is not None and run.checkpoint.step >= run.plan.budget.steps:
-        length = len(trainer._get_train_sampler())
-        trainer._get_train_sampler = lambda _dataset=None: NothingLeft(length)
     run.stop.patient = True
     trainer.train(resume_from_checkpoint=str(run.checkpoint.path) if run.checkpoint else None)
     run.stop.patient = False
