@@ -167,6 +167,49 @@ def test_runs_that_differ_in_subsets_or_share_a_seed(tmp_path):
     fake_run(tmp_path / "y", {"b": 10, "c": 30}, SMALL)
     text = render_page([read_run(tmp_path / "x"), read_run(tmp_path / "y")])
     assert "hbo (x)" in text and "hbo (y)" in text and "on 3 subsets" in text
+    assert "different subsets" in text and "Lowest held-out loss" not in text
+
+
+def test_the_best_is_marked_only_where_numbers_differ(tmp_path):
+    fake_run(tmp_path / "x", TWO, SMALL)
+    fake_run(tmp_path / "y", TWO, SMALL)
+    text = render_page([read_run(tmp_path / "x"), read_run(tmp_path / "y")])
+    assert 'class="best' not in text
+
+
+def test_an_update_too_late_for_any_draw_is_said(tmp_path):
+    fake_run(tmp_path / "in time", TWO, FakeRun(steps=8, interval=3, lag=1))
+    fake_run(tmp_path / "late", TWO, FakeRun(steps=8, interval=3, lag=2))
+    assert "too late" not in render_page([read_run(tmp_path / "in time")])
+    assert "1 update came too late" in render_page([read_run(tmp_path / "late")])
+
+
+def test_error_bars_are_announced_only_where_there_are_some(tmp_path):
+    fake_run(tmp_path, TWO, SMALL)
+    assert "bars are standard errors" in render_page([read_run(tmp_path)])
+    log = tmp_path / "run.jsonl"
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    for event in events:
+        if event["event"] == "update":
+            event["global"]["errors"] = dict.fromkeys(TWO)
+    log.write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert "bars are standard errors" not in render_page([read_run(tmp_path)])
+
+
+def test_accuracy_stands_alone_where_it_was_not_measured_before(tmp_path):
+    summary = fake_run(tmp_path, TWO, SMALL)
+    for subset in summary["subsets"].values():
+        subset["holdout_accuracy_before"] = None
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    log = tmp_path / "run.jsonl"
+    lines = [line for line in log.read_text().splitlines() if '"evaluation"' not in line]
+    log.write_text("\n".join(lines) + "\n")
+    run = read_run(tmp_path)
+    before, after = run.accuracy.macro
+    assert before != before and after == pytest.approx(run.accuracy.after.mean())
+    assert "it was not measured before" in render_page([run])
+    macro = next(line for line in closing_table(summary).splitlines() if "macro" in line)
+    assert macro.endswith(f"– → {after:.0%}")
 
 
 def test_where_the_page_goes(tmp_path):

@@ -16,6 +16,9 @@ from hbo.mixture import FloatArray, IntArray, Mixture
 if TYPE_CHECKING:
     from datasets import Dataset
 
+TOKENS_PER_BATCH = 1024
+"""A probe has few examples of many lengths: small batches waste little of their work on padding."""
+
 
 def dataset_probe(
     dataset: Dataset,
@@ -56,6 +59,7 @@ def dataset_probe(
         examples_per_cell=math.ceil(examples_per_subset / mixture.num_groups),
         examples_per_subset=examples_per_subset,
         seed=seed,
+        tokens_per_batch=TOKENS_PER_BATCH,
         pad_id=pad_id,
         dtype=dtype,
     )

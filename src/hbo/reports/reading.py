@@ -191,6 +191,7 @@ def _evaluation(names: Sequence[str], event: Mapping[str, Any]) -> Evaluation:
     accuracy = np.array(
         [_number(_mapping(subsets.get(name)).get("accuracy")) for name in names], dtype=float
     )
+    examples = [_number(_mapping(subsets.get(name)).get("examples")) for name in names]
     macro = event.get("macro")
     return Evaluation(
         step=_whole(event.get("step")) or 0,
@@ -198,6 +199,7 @@ def _evaluation(names: Sequence[str], event: Mapping[str, Any]) -> Evaluation:
         accuracy=accuracy,
         macro_loss=_or_mean(_metric(macro, "loss"), loss),
         macro_accuracy=_or_mean(_number(_mapping(macro).get("accuracy")), accuracy),
+        examples=np.array(examples, dtype=float),
     )
 
 

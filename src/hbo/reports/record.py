@@ -70,6 +70,7 @@ class Evaluation:
     accuracy: FloatArray
     macro_loss: float
     macro_accuracy: float
+    examples: FloatArray
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,13 @@ class RunRecord:
         if lengths.sum() <= 0:
             return self.prior
         return _divided((lengths[:, None] * shares).sum(axis=0), float(lengths.sum()))
+
+    @property
+    def heldout_examples(self) -> FloatArray:
+        """Held-out examples (K,) behind each number, as the last evaluation says."""
+        if not self.evaluations:
+            return np.full(len(self.subsets), np.nan)
+        return self.evaluations[-1].examples
 
     @property
     def unused_updates(self) -> int:

@@ -56,6 +56,7 @@ class Row:
     name: Markup
     colour: str
     examples: float
+    heldout_examples: float
     draws: float
     passes: float
     never_seen: float
@@ -107,6 +108,8 @@ class RunView:
     rows: list[Row]
     shown_rows: int
     evaluated: bool
+    counted: bool
+    errors: bool
     law: Markup
     rewards: Markup
     groups: list[Key]
@@ -149,6 +152,8 @@ def run_view(run: RunRecord, charts: Charts, anchor: str = "run") -> RunView:
         rest=f"{plural(rest, 'more subset')} in grey; see the table" if rest else "",
         rows=[rows[k] for k in _by_draws(run)],
         shown_rows=len(rows) if len(rows) <= ROWS else FOLDED_ROWS,
+        counted=bool(np.isfinite(run.heldout_examples).any()),
+        errors=any(np.isfinite(update.errors).any() for update in run.updates),
         evaluated=bool(np.isfinite(run.loss.after).any() or np.isfinite(run.accuracy.after).any()),
         law=law_chart(run, charts, slots) if run.moved else Markup(""),
         rewards=reward_chart(run, charts, slots),
@@ -268,6 +273,7 @@ def _rows(run: RunRecord, slots: dict[int, int]) -> list[Row]:
             name=bdi(name),
             colour=f"--s{slots[k]}" if k in slots else "--rest",
             examples=float(run.examples[k]),
+            heldout_examples=float(run.heldout_examples[k]),
             draws=float(run.draws[k]),
             passes=float(run.passes[k]),
             never_seen=float(run.never_seen[k]),
