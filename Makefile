@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/.hbo-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-multilingual test check format tree clean
+.PHONY: help install demo demo-multilingual test test-crash check format tree clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -33,6 +33,10 @@ demo-multilingual: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+# Kills a run at twenty random moments; the ordinary suite does it twice.
+test-crash: install
+	HBO_KILLS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/crash $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check .

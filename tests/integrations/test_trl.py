@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from peft import LoraConfig
+from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from hbo.data.build import BuiltMixture, build_mixture
@@ -277,3 +278,23 @@ def test_the_paper_also_updates_before_the_first_step(make: Train) -> None:
     updates = [e for e in read_log(trainer.engine.run_log.path) if e["event"] == "update"]
     assert [event["step"] for event in updates] == [0, 2, 4]
     assert all(reward > 0 for reward in updates[0]["global"]["rewards"].values())
+
+
+def test_a_stop_between_two_logs_tells_no_draw_twice(make: Train, tmp_path: Path) -> None:
+    class StopAtThree(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_save = control.should_training_stop = state.global_step == 3
+
+    folder = tmp_path / "run"
+    trained(make(folder=folder, trainer={"callbacks": [StopAtThree()]}))
+    resumed = make(folder=folder)
+    resumed.train(resume_from_checkpoint=True)
+    steps = [e for e in read_log(folder / "run.jsonl") if e["event"] == "step"]
+    assert [event["step"] for event in steps] == [2, 4, 6, 8]
+    drawn = sum(subset["draws"] for event in steps for subset in event["subsets"].values())
+    assert drawn == resumed.balance_summary()["draws"] == 64
+
+
+def test_datasets_in_place_of_a_mixture_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="mixture is a dict; pass what build_mixture"):
+        BalancedSFTTrainer(tiny_model(), sft_config(tmp_path), mixture={"a": []})  # type: ignore[arg-type]

@@ -178,3 +178,14 @@ def test_rounding_keeps_the_sum():
 def test_rows_without_repeats_is_bounded_by_the_scarcest():
     assert rows_without_repeats([100, 10], [0.5, 0.5]) == [10, 10]
     assert rows_without_repeats([100, 10], [1.0, 0.0]) == [100, 0]
+
+
+def test_held_out_rows_inside_the_files_are_said(tmp_path):
+    fake_run(tmp_path, EXAMS, RUN)
+    assert "kept apart for evaluation" in export_recipe(tmp_path, ["trl"])["trl.yaml"]
+    log = tmp_path / "run.jsonl"
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    for source in events[0]["config"]["datasets"].values():
+        source["eval_files"] = "test.jsonl"
+    log.write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert "kept apart for evaluation" not in export_recipe(tmp_path, ["trl"])["trl.yaml"]

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from hbo.balancer import Balancer
-from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
+from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN, BuiltMixture
 from hbo.errors import ConfigError, DataError
 from hbo.integrations.engine import STATE_KEY, BalanceOptions, Engine
 from hbo.integrations.loader import BalancedSampler, ExampleIdCollator, fit_look_ahead
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from hbo.data.assemble import BuiltMixture
 
 STATE_FILE = "hbo_state.json"
 
@@ -71,8 +70,12 @@ class BalancingCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the model as it was."""
-        self._trainer.engine.log_window()
+        """Say what was not logged yet, and leave the model as it was.
+
+        Unless a checkpoint at this very step has yet to say it: a run that goes on from there will.
+        """
+        if self._trainer.saved_step != state.global_step:
+            self._trainer.engine.log_window()
         self._trainer.engine.stop()
 
 
@@ -86,6 +89,8 @@ class BalancingMixin:
     """
 
     engine: Engine
+    saved_step: int | None = None
+    """Optimiser step of the last checkpoint."""
     _resumed_from: str | None = None
 
     def balance(
@@ -244,8 +249,23 @@ class BalancingMixin:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # The state of record is trainer_state.json, which the trainer writes in here.
         trainer: Any = self
+        if trainer.state.global_step >= trainer.state.max_steps:
+            self.engine.log_window()  # nothing goes on from here that could say it later
+        self.saved_step = trainer.state.global_step
         trainer.state.stateful_callbacks[STATE_KEY] = self.engine.state_dict()
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+
+def check_mixture(mixture: object) -> None:
+    """Catch the likeliest mistake: datasets where a built mixture belongs.
+
+    Raises:
+        ConfigError: It is no ``BuiltMixture``.
+    """
+    if not isinstance(mixture, BuiltMixture):
+        raise ConfigError(
+            f"mixture is a {type(mixture).__name__}; pass what build_mixture(...) returns"
+        )
 
 
 def check_arguments(args: TrainingArguments) -> None:

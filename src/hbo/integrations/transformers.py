@@ -9,7 +9,7 @@ from transformers import Trainer
 from hbo.data.assemble import ID_COLUMN
 from hbo.errors import ConfigError
 from hbo.integrations.engine import BalanceOptions
-from hbo.integrations.mixin import BalancingMixin
+from hbo.integrations.mixin import BalancingMixin, check_mixture
 
 if TYPE_CHECKING:
     from hbo.data.assemble import BuiltMixture
@@ -46,6 +46,12 @@ class BalancedTrainer(BalancingMixin, Trainer):
         run_log: RunLog | None = None,
         **kwargs: Any,
     ) -> None:
+        check_mixture(mixture)
+        if kwargs.get("data_collator") is None and kwargs.get("processing_class") is None:
+            raise ConfigError(
+                "rows of different lengths need padding: give processing_class (a tokenizer), or a "
+                "data_collator that pads input_ids and labels"
+            )
         if kwargs.get("train_dataset") is not None:
             raise ConfigError("mixture takes the place of train_dataset; give only one of them")
         kwargs["train_dataset"] = mixture.dataset

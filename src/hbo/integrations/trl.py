@@ -8,7 +8,7 @@ from trl import SFTTrainer
 
 from hbo.errors import ConfigError
 from hbo.integrations.engine import BalanceOptions
-from hbo.integrations.mixin import BalancingMixin
+from hbo.integrations.mixin import BalancingMixin, check_mixture
 
 if TYPE_CHECKING:
     from hbo.data.assemble import BuiltMixture
@@ -55,6 +55,7 @@ class BalancedSFTTrainer(BalancingMixin, SFTTrainer):
         run_log: RunLog | None = None,
         **kwargs: Any,
     ) -> None:
+        check_mixture(mixture)
         if kwargs.get("train_dataset") is not None:
             raise ConfigError("mixture takes the place of train_dataset; give only one of them")
         kwargs["train_dataset"] = mixture.dataset

@@ -86,7 +86,8 @@ def comparison(runs: Sequence[RunRecord], charts: Charts) -> Comparison:
     hidden = len(runs) - 8
     return Comparison(
         title=Markup("{} compared on {}").format(
-            f"{len(groups)} policies" if len(groups) > 1 else plural(len(runs), "run"),
+            f"{len(groups)} policies" if len({run.policy for run in runs}) == len(groups) > 1
+            else plural(len(runs), "run"),
             plural(len(names), "subset"),
         ),
         sentences=_sentences(groups),

@@ -112,8 +112,7 @@ def clear(folder: Path) -> None:
     for path in _checkpoints(folder).values():
         shutil.rmtree(path)
     shutil.rmtree(folder / MODEL, ignore_errors=True)
-    # TRL writes a README.md of its own beside the checkpoints.
-    for name in (CONFIG, LOG, SUMMARY, REPORT, EVALUATION, "README.md"):
+    for name in (CONFIG, LOG, SUMMARY, REPORT, EVALUATION):
         (folder / name).unlink(missing_ok=True)
 
 

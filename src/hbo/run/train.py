@@ -164,6 +164,7 @@ def train_run(
     if finished is not None:
         _require_same(loaded, plan, folder)
         say(f"{folder}: this run is finished; nothing is left to do")
+        _write_missing_report(folder)
         return Outcome(finished, prior)
     for text in (*prepared.settings.notices, *plan.warning_lines):
         say(f"notice: {text}")
@@ -209,6 +210,13 @@ def _require_same(loaded: LoadedConfig, plan: Plan, folder: Path) -> None:
             f"{str(folder)!r} holds a finished run of another configuration ({shown}); set another"
             " output_dir, or replace it with --overwrite",
         )
+
+
+def _write_missing_report(folder: Path) -> None:
+    from hbo.reports import write_report
+
+    if is_main() and not (folder / files.REPORT).exists():
+        write_report(folder)
 
 
 def _claim(run: _Run, *, resume: bool, overwrite: bool) -> None:
@@ -301,6 +309,8 @@ def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
         callbacks=[*_callbacks(run), clock],
     )
     trainer.remove_callback(PrinterCallback)
+    # TRL's card would overwrite a README.md of the user's in output_dir; ours is in model/.
+    trainer.create_model_card = lambda *_args, **_kwargs: None
     return trainer, clock
 
 
