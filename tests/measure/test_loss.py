@@ -9,7 +9,6 @@ from hbo.measure.batches import collate
 from hbo.measure.loss import (
     example_losses_from_log_probs,
     example_losses_from_logits,
-    rows_of_positions,
 )
 from tests.measure.cases import VOCABULARY, naive_losses, random_examples
 from tests.support.tiny import tiny_model
@@ -55,7 +54,8 @@ def test_padding_free_rows_equal_padded_ones(examples, fused):
     inputs = padding_free(examples)
     # Without flash attention only the positions tell the examples apart.
     outputs = model(**inputs, fused_lm_head=fused, use_cache=False)
-    rows = rows_of_positions(inputs["position_ids"])
+    # A sequence starts where its position is 0.
+    rows = (inputs["position_ids"] == 0).cumsum(dim=1)[:, 1:] - 1
     if fused:
         found = example_losses_from_log_probs(outputs.log_probs, outputs.label_mask, rows=rows)
     else:
@@ -94,8 +94,3 @@ def test_what_is_masked_may_be_nan_and_a_nan_stays_in_its_row():
     by_owner, _ = example_losses_from_log_probs(log_probs, mask, rows=owners)
     assert by_owner[0].item() == 1.0
     assert by_owner[1].isnan()
-
-
-def test_rows_are_counted_over_all_rows_of_a_packed_batch():
-    positions = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 3]])
-    assert rows_of_positions(positions).tolist() == [[0, 1, 1], [2, 2, 2]]

@@ -24,8 +24,8 @@ def example_losses_from_log_probs(
     Args:
         log_probs: (B, T - 1) log-probability of each next token; what is masked may hold anything.
         label_mask: (B, T - 1) True where the next token is trained on.
-        rows: (B, T - 1) number of the example each next token belongs to, where a row holds several
-            (``rows_of_positions``); ``None``: one example a row.
+        rows: (B, T - 1) number of the example each next token belongs to, where a row holds
+            several; ``None``: one example a row.
         num_examples: Examples in the batch where ``rows`` is given; ``None``: largest row + 1.
 
     Returns:
@@ -86,23 +86,3 @@ def example_losses_from_logits(
                 logits[row, position].float(), targets[row, position], reduction="none"
             )
     return example_losses_from_log_probs(log_probs, mask, rows=rows, num_examples=num_examples)
-
-
-def rows_of_positions(position_ids: torch.Tensor) -> torch.Tensor:
-    """Which example each next token belongs to, in a padding-free or packed batch.
-
-    A sequence starts where its position is 0.
-
-    Args:
-        position_ids: (B, T) positions; each row starts with 0.
-
-    Returns:
-        (B, T - 1) example numbers, counted over the whole batch from 0.
-
-    Example:
-        >>> rows_of_positions(torch.tensor([[0, 1, 2, 0, 1]])).tolist()
-        [[0, 0, 1, 1]]
-    """
-    starts = (position_ids == 0).long()
-    numbers = starts.flatten().cumsum(dim=0).reshape(starts.shape) - 1
-    return numbers[:, 1:]
