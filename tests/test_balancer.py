@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hbo.balancer import Balancer
 from hbo.errors import ConfigError, StateError
+from hbo.identity import OtherRunError
 from hbo.mixture import Mixture
 from hbo.observations import loss_signals
 from hbo.policies import POLICIES, make_policy
@@ -164,15 +165,18 @@ def test_stream_hash_is_that_of_the_consumed_ids() -> None:
     ("change", "named"),
     [
         ({"seed": 4}, "seed"),
-        ({"draws_per_step": 6}, "draws_per_step"),
         ({"lag": 3}, "lag"),
-        ({"policy": make_policy("hbo", update_interval=5)}, "policy"),
-        ({"mixture": Mixture(("big", "small", "odd"), MIXTURE.sizes, "data")}, "mixture"),
+        ({"policy": make_policy("hbo", update_interval=5)}, "settings of its policy"),
+        ({"mixture": Mixture(("big", "small", "odd"), MIXTURE.sizes, "data")}, "subsets"),
+        ({"mixture": Mixture(MIXTURE.names, MIXTURE.sizes, "new")}, "training examples"),
+        ({"mixture": Mixture(MIXTURE.names, MIXTURE.sizes[:, ::-1], "data")}, "groups"),
+        ({"policy": make_policy("prop")}, r"policy \('HBO', here Prior\)"),
         ({"weights": np.array([1.0, 1.0, 1.0]) / 3}, "weights"),
         (
             {"limits": Limits(np.array([0, 0, 0.2]), np.ones(3), np.full(3, np.inf))},
-            "shares",
+            "min_share",
         ),
+        ({"limits": Limits(np.zeros(3), np.ones(3), np.array([3, 3, 3.0]))}, "max_passes"),
     ],
 )
 def test_another_runs_state_is_refused_by_name(change: dict[str, Any], named: str) -> None:
@@ -185,7 +189,7 @@ def test_another_runs_state_is_refused_by_name(change: dict[str, Any], named: st
     }
     saved = hbo().state_dict()
     Balancer(**settings).load_state_dict(saved)
-    with pytest.raises(StateError, match=f"another {named}"):
+    with pytest.raises(OtherRunError, match=rf"written with .*{named}.*balance.resume to 'anew'"):
         Balancer(**(settings | change)).load_state_dict(saved)
 
 

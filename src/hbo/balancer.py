@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from hbo.errors import ConfigError, StateError
+from hbo.identity import SCHEMA, check_identity, plain
 from hbo.mixture import FloatArray, IntArray, Mixture
 from hbo.observations import Observations, Reduce, alone
 from hbo.policies.base import Policy, PolicyState
 from hbo.sampling.digest import StreamDigest
 from hbo.sampling.limits import Limits
+from hbo.sampling.state import checked_law, sizes_hash
 from hbo.sampling.stream import Stream
 
-SCHEMA = 1
 UNITS = ("examples", "tokens")
 DEFAULT_LAG = 8
 
@@ -31,6 +33,8 @@ class Update:
         effective_draw: First draw made from ``after``.
         before: (K, G) probabilities in force until then.
         after: (K, G) probabilities from then on.
+        proposed: The (K, G) probabilities that the policy asked for before and after, in its own
+            unit and before floors and caps: what the policy ``replay`` needs.
         explanation: What the policy saw (``Policy.explain``).
     """
 
@@ -38,6 +42,7 @@ class Update:
     effective_draw: int
     before: FloatArray
     after: FloatArray
+    proposed: tuple[FloatArray, FloatArray]
     explanation: Mapping[str, Any]
 
 
@@ -54,8 +59,8 @@ class Balancer:
 
     A training loop does four things with it: read draws (``draws``), hand in what it measured
     (``observe``), say that an optimiser step is done (``advance``) and, when ``due``, let it decide
-    (``update``). New probabilities take effect at draw ``(step + lag) * draws_per_step``: a number
-    of the configuration, so a loader may look ahead up to ``lag`` steps without changing the run.
+    (``update``). New probabilities take effect ``lag * draws_per_step`` draws later: a number of
+    the configuration, so a loader may look ahead up to ``lag`` steps without changing the run.
 
     Args:
         mixture: The subsets and their difficulty groups.
@@ -148,6 +153,11 @@ class Balancer:
         return self._of_the_rest(self._consumed.history[-1].probabilities)
 
     @property
+    def position(self) -> int:
+        """Number of the next draw to be consumed: the first of the next optimiser step."""
+        return self._consumed.position
+
+    @property
     def draws(self) -> IntArray:
         """(K, G) draws consumed so far."""
         return self._consumed.counts
@@ -187,8 +197,8 @@ class Balancer:
             while (position := stream.position) < end:
                 if reader.stale is not None:
                     raise StateError(reader.stale)
-                next_step = (position // self.draws_per_step + 1) * self.draws_per_step
-                yield stream.take(min(next_step, end) - position)
+                into_step = (position - self.position) % self.draws_per_step
+                yield stream.take(min(self.draws_per_step - into_step, end - position))
         finally:
             self._readers = [other for other in self._readers if other is not reader]
 
@@ -229,13 +239,19 @@ class Balancer:
         """
         self.observations.gather(reduce)
         signals = self.observations.signals(self.step, self.draws)
+        asked = self.policy.probabilities(self.state)
         self.state = self.policy.update(self.state, signals)
         self.observations.close()
         before, after = self.probabilities, self._law()
-        effective = (self.step + self.lag) * self.draws_per_step
+        proposed = asked, self.policy.probabilities(self.state)
+        # A step of fewer draws than before a resume must not overtake an update already decided.
+        effective = max(
+            self.position + self.lag * self.draws_per_step, self._consumed.history[-1].draw
+        )
         self._tell_readers(effective, after)
         self._consumed.push(effective, after)
-        return Update(self.step, effective, before, after, self.policy.explain(self.state))
+        explanation = self.policy.explain(self.state)
+        return Update(self.step, effective, before, after, proposed, explanation)
 
     def _tell_readers(self, effective: int, after: FloatArray) -> None:
         """New probabilities for those who look ahead; the latest of them is the one that trains."""
@@ -270,58 +286,66 @@ class Balancer:
         """Everything needed to go on exactly: JSON-safe; call ``observations.gather`` first."""
         return {
             "schema": SCHEMA,
-            "identity": self._identity(),
+            "identity": self.identity,
+            "draws_per_step": self.draws_per_step,
             "step": self.step,
             "policy_state": self.state,
             "stream": self._consumed.state_dict(),
             "observations": self.observations.state_dict(),
         }
 
-    def _identity(self) -> dict[str, Any]:
+    @property
+    def identity(self) -> dict[str, Any]:
         """What must be the same for a state to be this run's."""
-        settings = _plain(dataclasses.asdict(self.policy))
+        settings = plain(dataclasses.asdict(self.policy))
         return {
-            "mixture": self.mixture.fingerprint,
+            "subsets": list(self.mixture.names),
+            "groups": sizes_hash(self.mixture.sizes),
+            "data": self.mixture.data_fingerprint,
             "policy": {"type": type(self.policy).__name__, **settings},
             "seed": self.seed,
-            "draws_per_step": self.draws_per_step,
             "lag": self.lag,
             "unit": self.unit,
             "weights": None if self._weights is None else self._weights.tolist(),
             "shares": [self.limits.min_share.tolist(), self.limits.max_share.tolist()],
+            "max_passes": self.limits.max_draws(self.mixture.subset_sizes).tolist(),
         }
 
+    def begin_at(self, step: int) -> None:
+        """Begin balancing in the middle of a training: its first draw is that of the next step.
+
+        Args:
+            step: Optimiser steps that were done without us.
+        """
+        self.step = step
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state.
+        """Go on from a saved state; on an error nothing is changed.
+
+        Another ``draws_per_step`` is allowed: the stream goes on where it was, with steps of
+        another size.
 
         Raises:
-            StateError: The state is of another schema, mixture, policy, seed, batch, lag, unit,
-                weights or limits.
+            StateError: The state is of another schema, mixture, policy, seed, lag, unit, weights or
+                limits, or is damaged.
         """
-        if state.get("schema") != SCHEMA:
+        check_identity(state, self.identity)
+        try:
+            step, policy_state = operator.index(state["step"]), dict(state["policy_state"])
+            observations = Observations(self.mixture)
+            observations.load_state_dict(state["observations"])
+            self.policy.explain(policy_state)
+            checked_law(self.policy.probabilities(policy_state), self.mixture.sizes, draw=0)
+        except StateError:
+            raise
+        except Exception as error:
+            # Whatever a damaged state does to the code that reads it.
             raise StateError(
-                f"the saved state has schema {state.get('schema')!r}, this version reads {SCHEMA}"
-            )
-        saved, own = state["identity"], self._identity()
-        different = [key for key in own if saved.get(key) != own[key]]
-        if different:
-            raise StateError(
-                f"the checkpoint was written by a run with another {' and '.join(different)}; "
-                "give the same settings, or start a new run in another output_dir"
-            )
-        self.step = int(state["step"])
-        self.state = dict(state["policy_state"])
-        self.observations.load_state_dict(state["observations"])
+                f"the saved balancing state is damaged ({type(error).__name__}: {error}); "
+                "use an earlier checkpoint"
+            ) from error
         self._consumed.load_state_dict(state["stream"])
+        self.step, self.state, self.observations = step, policy_state, observations
         for reader in self._readers:
             reader.stale = "another state was loaded; begin a new epoch of the loader"
         self._digest = None
-
-
-def _plain(value: Any) -> Any:
-    """Settings as they come back from JSON."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, bool | int | float | str | None) else repr(value)

@@ -55,8 +55,10 @@ class Observations:
     def _blank(self) -> dict[str, FloatArray]:
         shape = self._mixture.sizes.shape
         blank = {name: np.zeros((3, *shape)) for name in _EXAMPLE_NAMES}
-        # Sum and count of the values measured whole; sums of (loss x tokens, tokens) per subset.
-        blank |= {name: np.zeros((2, shape[0])) for name in (*_WHOLE_NAMES, "totals")}
+        # Sum and count of the values measured whole; sums of (loss x tokens, tokens) per subset,
+        # and how many examples had tokens but no finite loss.
+        blank |= {name: np.zeros((2, shape[0])) for name in _WHOLE_NAMES}
+        blank["totals"] = np.zeros((3, shape[0]))
         return blank
 
     def observe(self, example_ids: IntArray, values: Mapping[str, FloatArray]) -> None:
@@ -73,13 +75,15 @@ class Observations:
     def train(self, example_ids: IntArray, loss: FloatArray, tokens: FloatArray) -> None:
         """Add trained examples to the run's totals: (n,) mean loss and trained tokens of each."""
         subsets = self._mixture.subset_of(np.asarray(example_ids, dtype=np.int64))
-        usable = np.isfinite(loss) & (tokens > 0)
-        subsets, loss, tokens = subsets[usable], loss[usable], tokens[usable]
+        usable, broken = (
+            (tokens > 0) & finite for finite in (np.isfinite(loss), ~np.isfinite(loss))
+        )
         size = self._mixture.num_subsets
-        exact = np.round(loss * tokens * 2.0**20) / 2.0**20
+        exact = np.round(loss[usable] * tokens[usable] * 2.0**20) / 2.0**20
         self._local["totals"] += [
-            np.bincount(subsets, weights=exact, minlength=size),
-            np.bincount(subsets, weights=tokens, minlength=size),
+            np.bincount(subsets[usable], weights=exact, minlength=size),
+            np.bincount(subsets[usable], weights=tokens[usable], minlength=size),
+            np.bincount(subsets[broken], minlength=size),
         ]
 
     def observe_whole(self, name: str, values: FloatArray) -> None:
@@ -102,7 +106,10 @@ class Observations:
 
     @property
     def totals(self) -> FloatArray:
-        """(2, K) gathered sums of loss x tokens (nats) and of tokens, since the run began."""
+        """(3, K) gathered since the run began, per subset: loss x tokens (nats), tokens, broken.
+
+        Broken are examples with trained tokens whose loss was not finite; they are in no sum.
+        """
         return self._now["totals"]
 
     def signals(self, step: int, draws: IntArray) -> Signals:
@@ -148,13 +155,26 @@ class Observations:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
-        self._local = self._blank()
-        self._now = self._blank() | {
-            name: np.asarray(value, dtype=np.float64) for name, value in state["now"].items()
-        }
-        self._before = {k: SignalTable.from_json(v) for k, v in state["before"].items()}
-        self._first = {k: SignalTable.from_json(v) for k, v in state["first"].items()}
+        """The inverse of ``state_dict``.
+
+        Raises:
+            ValueError, TypeError, KeyError: It is damaged.
+        """
+        blank = self._blank()
+        now, before, first = (
+            {name: _of_shape(blank[name], value) for name, value in state[part].items()}
+            for part in ("now", "before", "first")
+        )
+        self._local, self._now = self._blank(), blank | now
+        self._before = {name: SignalTable.from_array(value) for name, value in before.items()}
+        self._first = {name: SignalTable.from_array(value) for name, value in first.items()}
+
+
+def _of_shape(blank: FloatArray, value: Any) -> FloatArray:
+    array = np.asarray(value, dtype=np.float64)
+    if array.shape != blank.shape or not np.isfinite(array).all():
+        raise ValueError(f"a table of shape {array.shape} in place of {blank.shape}")
+    return array
 
 
 def loss_signals(loss: FloatArray, first_loss: FloatArray | None = None) -> dict[str, FloatArray]:

@@ -210,7 +210,8 @@ def test_resume_is_exact_with_dropout_on(make: Train, tmp_path: Path, cut: int) 
     whole = trained(make(folder=tmp_path / "whole", save_strategy="steps", save_steps=cut))
     trained(make(folder=tmp_path / "cut", save_strategy="steps", save_steps=cut))
     checkpoint = tmp_path / "cut" / f"checkpoint-{cut}"
-    assert json.loads((checkpoint / "hbo_state.json").read_text())["balancer"]["step"] == cut
+    about = json.loads((checkpoint / "hbo_state.json").read_text())
+    assert (about["step"], about["identity"]["policy"]["type"]) == (cut, "HBO")
     resumed = make(folder=tmp_path / "cut", save_strategy="steps", save_steps=cut)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert_same_weights(weights(whole), weights(resumed))

@@ -11,8 +11,9 @@ from safetensors.numpy import save_file
 
 from hbo.config import from_mapping
 from hbo.errors import ConfigError
+from hbo.integrations.checkpoints import newest_checkpoint
 from hbo.run.files import disk_is_full, write_whole
-from hbo.run.folder import changed_keys, clear, holds_run, newest_checkpoint, require_free
+from hbo.run.folder import changed_keys, clear, holds_run, require_free
 from hbo.run.folder import write_config as write_run_config
 
 
@@ -31,7 +32,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path):
         checkpoint(tmp_path, step)
     found, damaged = newest_checkpoint(tmp_path)
     assert found is not None
-    assert (found.step, found.seconds, damaged) == (100, 150.0, [])
+    assert (found.step, found.callbacks["hbo_run"], damaged) == (100, {"seconds": 150.0}, [])
 
 
 def test_a_run_is_another_one_by_its_settings_not_by_its_place(tmp_path: Path):

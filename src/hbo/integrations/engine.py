@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from torch import nn
 
 from hbo.balancer import Balancer, Update
 from hbo.errors import ConfigError, StateError
+from hbo.identity import OtherRunError
+from hbo.integrations.events import listed, ratio, step_event, tracker_metrics, update_event
 from hbo.integrations.observer import BatchObserver, Stopwatch
 from hbo.integrations.ranks import add_over_ranks, check_same_on_all_ranks, world
-from hbo.mixture import FloatArray, IntArray
+from hbo.mixture import FloatArray, Mixture
 from hbo.observations import loss_signals
 from hbo.runlog import RunLog
 from hbo.signals import FIRST_LOSS, LOSS, PERPLEXITY, PERPLEXITY_RATIO, TOKENS
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
 
 STATE_KEY = "hbo"
 SIGNAL_SOURCES = ("observed", "probe")
+RESUME = ("exact", "anew")
+LOST_STEPS = 3
+"""After so many steps without one finite loss, a training is lost: NaN weights do not heal."""
+logger = logging.getLogger(__name__)
 OBSERVABLE = frozenset({LOSS, FIRST_LOSS, PERPLEXITY, PERPLEXITY_RATIO, TOKENS})
 MAX_LOGGED_SUBSETS = 64
 """With more, per-subset numbers go to the run log only: trackers choke on thousands of keys."""
@@ -41,6 +48,9 @@ class BalanceOptions:
         unit: What shares count: ``"examples"`` or ``"tokens"``.
         probe_examples: Examples of each subset that one probe measures, spread over its groups.
         seed: Seed of the draws and probes; ``None``: the trainer's ``data_seed`` or ``seed``.
+        resume: What to do with a checkpoint whose balancing state is of another run (other data,
+            policy or settings): ``"exact"``: refuse it, ``"anew"``: keep its weights and optimiser,
+            and begin balancing anew at its step.
     """
 
     signals: str = "observed"
@@ -48,12 +58,15 @@ class BalanceOptions:
     unit: str = "examples"
     probe_examples: int = 8
     seed: int | None = None
+    resume: str = "exact"
 
     def __post_init__(self) -> None:
         if self.signals not in SIGNAL_SOURCES:
             raise ConfigError(
                 f"balance.signals is {self.signals!r}; allowed: {', '.join(SIGNAL_SOURCES)}"
             )
+        if self.resume not in RESUME:
+            raise ConfigError(f"balance.resume is {self.resume!r}; allowed: {', '.join(RESUME)}")
         if self.probe_examples < 1:
             raise ConfigError(f"balance.probe_examples is {self.probe_examples}; at least 1")
 
@@ -83,7 +96,8 @@ class Engine:
         self.observer = BatchObserver(self.clock, losses_needed=options.signals == "observed")
         self.balancer = make_balancer()
         self.probed = signals_to_probe(self.balancer.policy.needs, options.signals)
-        self._last = self._position()
+        self._at_log = self._at_update = self._position()
+        self._alive = 0
 
     def start(
         self,
@@ -98,30 +112,46 @@ class Engine:
         Args:
             model: The module whose forward gets the batches.
             step: Optimiser steps done.
-            saved: What ``state_dict`` gave at that step.
+            saved: What ``state_dict`` gave at that step; ``None``: a checkpoint of a training that
+                was not balanced, where balancing begins now.
             last_step: Optimiser steps of the whole run, where known.
 
         Raises:
-            StateError: The checkpoint holds no balancing state, or another run's.
+            StateError: The checkpoint holds another run's balancing state, or a damaged one.
             ConfigError: ``max_passes`` does not leave enough draws until ``last_step``.
         """
-        if step == 0:
+        begins = step == 0 or not self._goes_on(saved)
+        if begins:
             self.balancer, self.clock.seconds = self._make_balancer(), 0.0
-        elif saved is None:
-            raise StateError(
-                f"the checkpoint at step {step} holds no balancing state; resume from one that a "
-                "balanced run wrote, or start anew from its weights"
-            )
-        else:
-            self.balancer.load_state_dict(saved["balancer"])
-            self.clock.seconds = float(saved["balance_seconds"])
-        self._last = self._position() if saved is None else _from_json(saved["last_log"])
+            self.balancer.begin_at(step)
+            self._at_log = self._at_update = self._position()
+        self._alive = step
+        if step and begins:
+            self.warn("balancing-begins", f"balancing begins at step {step}, with its first draw")
         if last_step is not None:
             self.balancer.check_draws_left(max(last_step - step, 0))
         self.observer.watch(model)
-        if step == 0 and self.balancer.due:
+        if begins and self.balancer.policy.update_at_start:
             with self.clock.running():
                 self._decide(model)
+
+    def _goes_on(self, saved: Mapping[str, Any] | None) -> bool:
+        """Take over a checkpoint's state; whether there was one to go on from."""
+        if saved is None:
+            return False
+        try:
+            self.balancer.load_state_dict(saved["balancer"])
+        except OtherRunError:
+            if self.options.resume == "exact":
+                raise
+            return False
+        self.clock.seconds = float(saved["balance_seconds"])
+        self._at_log, self._at_update = (_from_json(saved["marks"][at]) for at in ("log", "update"))
+        before, now = saved["balancer"]["draws_per_step"], self.balancer.draws_per_step
+        if before != now:
+            text = f"a step draws {now} examples now, {before} before the resume"
+            self.warn("global-batch", text)
+        return True
 
     def stop(self) -> None:
         """Training ended: nothing of ours stays on the model."""
@@ -153,10 +183,17 @@ class Engine:
         self._measure(model)
         update = self.balancer.update(add_over_ranks)
         check_same_on_all_ranks(update.after, "sampling probabilities")
+        since, self._at_update = self._at_update, self._position()
+        interval = self._since(since)
+        self._check_alive(interval)
+        silent = (interval["draws"] > 0) & (interval["tokens"] + interval["broken"] == 0)
+        if silent.any():
+            names = listed(self.balancer.mixture, silent)
+            self.warn("no-tokens", f"no trained token since the last update: {names}")
         taken = time.perf_counter() - start
-        self.run_log.write("update", **_update_event(self.balancer, update, taken))
+        self.run_log.write("update", **update_event(self.balancer, update, taken))
         for code, text in sorted(self._notes() - known):
-            self.warn(code, text)
+            self.run_log.write("warning", step=update.step, code=code, text=text)
         return update
 
     def _notes(self) -> set[tuple[str, str]]:
@@ -175,28 +212,52 @@ class Engine:
         for name, column in found.whole.items():
             self.balancer.observe_whole(name, column)
 
+    def _check_alive(self, window: Mapping[str, FloatArray]) -> None:
+        """Stop a training that has no finite loss any more; all ranks see the same window.
+
+        Raises:
+            StateError: ``LOST_STEPS`` or more steps without one.
+        """
+        step = self.balancer.step
+        if window["tokens"].any() or not window["broken"].any():
+            self._alive = step
+        elif step - self._alive >= LOST_STEPS:
+            raise StateError(
+                f"training is lost: not one finite loss in steps {self._alive + 1} to {step}; "
+                "resume from a checkpoint before that with a lower training.learning_rate"
+            )
+
     def warn(self, code: str, text: str) -> None:
-        """Put a warning into the run log."""
+        """Put a warning into the run log, and say it."""
         self.run_log.write("warning", step=self.balancer.step, code=code, text=text)
+        if world()[0] == 0:
+            logger.warning(text)
 
     def log_window(self) -> dict[str, float]:
         """Per-subset numbers since the last call: into the run log, and for the trainer's log."""
         with self.clock.running():
             self.balancer.observations.gather(add_over_ranks)
-            before, self._last = self._last, self._position()
-            window = {key: self._last[key] - before[key] for key in before}
+            since, self._at_log = self._at_log, self._position()
+            window = self._since(since)
             if not window["draws"].any():
                 return {}
-            self.run_log.write("step", **_step_event(self.balancer, window))
+            self._check_alive(window)
+            if window["broken"].any():
+                self.warn("loss-not-finite", _broken(self.balancer.mixture, window["broken"]))
+            self.run_log.write("step", **step_event(self.balancer, window))
             if self.balancer.mixture.num_subsets > MAX_LOGGED_SUBSETS:
                 return {}
-            return _tracker_metrics(self.balancer, window)
+            return tracker_metrics(self.balancer, window)
 
     def _position(self) -> dict[str, FloatArray]:
         """(K,) running totals, whose differences are what a log window shows."""
-        nats, tokens = self.balancer.observations.totals
-        draws = self.balancer.draws.sum(axis=1).astype(np.float64)
-        return {"nats": nats.copy(), "tokens": tokens.copy(), "draws": draws}
+        names = ("nats", "tokens", "broken")
+        totals = dict(zip(names, self.balancer.observations.totals.copy(), strict=True))
+        return totals | {"draws": self.balancer.draws.sum(axis=1).astype(np.float64)}
+
+    def _since(self, before: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """What came to the running totals since then."""
+        return {key: value - before[key] for key, value in self._position().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What goes into a checkpoint; all ranks call it together."""
@@ -204,14 +265,14 @@ class Engine:
         return {
             "balancer": self.balancer.state_dict(),
             "balance_seconds": self.clock.seconds,
-            "last_log": {key: value.tolist() for key, value in self._last.items()},
+            "marks": {"log": _to_json(self._at_log), "update": _to_json(self._at_update)},
         }
 
     def summary(self) -> dict[str, Any]:
         """The balancing part of ``summary.json``."""
         balancer = self.balancer
         mixture = balancer.mixture
-        nats, tokens = balancer.observations.totals
+        nats, tokens, _broken = balancer.observations.totals
         draws, sizes = balancer.draws, mixture.sizes
         # A cell is used up before it repeats: unseen is what is left of its first cycle.
         never_seen = np.maximum(sizes - draws, 0).sum(axis=1)
@@ -221,7 +282,7 @@ class Engine:
             "passes": draws.sum(axis=1) / mixture.subset_sizes,
             "never_seen": never_seen,
             "tokens": tokens.astype(np.int64),
-            "train_loss": _ratio(nats, tokens),
+            "train_loss": ratio(nats, tokens),
         }
         return {
             "draws": int(draws.sum()),
@@ -242,80 +303,16 @@ def signals_to_probe(needs: frozenset[str], source: str) -> frozenset[str]:
     return needs - {TOKENS, FIRST_LOSS} if source == "probe" else needs - OBSERVABLE
 
 
+def _broken(mixture: Mixture, counts: FloatArray) -> str:
+    return (
+        f"{int(counts.sum())} examples had a loss that is not finite, and are in no reward and no "
+        f"average: {listed(mixture, counts > 0)}"
+    )
+
+
+def _to_json(totals: Mapping[str, FloatArray]) -> dict[str, list[float]]:
+    return {key: value.tolist() for key, value in totals.items()}
+
+
 def _from_json(saved: Mapping[str, Any]) -> dict[str, FloatArray]:
     return {key: np.asarray(value, dtype=np.float64) for key, value in saved.items()}
-
-
-def _ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
-    out = np.full(np.shape(numerator), np.nan)
-    np.divide(numerator, denominator, out=out, where=denominator > 0)
-    return out
-
-
-def _step_event(balancer: Balancer, window: Mapping[str, FloatArray]) -> dict[str, Any]:
-    columns = zip(
-        balancer.mixture.names,
-        window["draws"].astype(np.int64).tolist(),
-        window["tokens"].astype(np.int64).tolist(),
-        window["nats"].tolist(),
-        strict=True,
-    )
-    return {
-        "step": balancer.step,
-        "draws": int(balancer.draws.sum()),
-        "loss": float(window["nats"].sum() / max(window["tokens"].sum(), 1.0)),
-        "subsets": {
-            name: {"draws": draws, "tokens": tokens, "loss": nats / tokens if tokens else None}
-            for name, draws, tokens, nats in columns
-        },
-    }
-
-
-def _tracker_metrics(balancer: Balancer, window: Mapping[str, FloatArray]) -> dict[str, float]:
-    """Flat names for ``log_history``, the progress bar and any tracker."""
-    loss = _ratio(window["nats"], window["tokens"])
-    share = window["draws"] / window["draws"].sum()
-    target = balancer.probabilities.sum(axis=1)
-    passes = balancer.draws.sum(axis=1) / balancer.mixture.subset_sizes
-    metrics: dict[str, float] = {}
-    for k, name in enumerate(balancer.mixture.names):
-        if window["tokens"][k] > 0:
-            metrics[f"mixture/{name}/loss"] = round(float(loss[k]), 4)
-        metrics[f"mixture/{name}/tokens"] = int(window["tokens"][k])
-        metrics[f"mixture/{name}/share"] = round(float(share[k]), 4)
-        metrics[f"mixture/{name}/probability"] = round(float(target[k]), 4)
-        metrics[f"mixture/{name}/passes"] = round(float(passes[k]), 3)
-    return metrics
-
-
-def _within_subsets(law: FloatArray, sizes: IntArray) -> FloatArray:
-    """(K, G) probability of a group given its subset; by size in a subset that is not drawn."""
-    drawn = law.sum(axis=1, keepdims=True) > 0
-    shown = np.where(drawn, law, sizes)
-    return np.asarray(shown / shown.sum(axis=1, keepdims=True), dtype=np.float64)
-
-
-def _update_event(balancer: Balancer, update: Update, seconds: float) -> dict[str, Any]:
-    mixture, explanation = balancer.mixture, update.explanation
-    both = {"before": update.before, "after": update.after}
-    over_subsets = {key: law.sum(axis=1) for key, law in both.items()}
-    inside = {key: _within_subsets(law, mixture.sizes) for key, law in both.items()}
-    rewards = {
-        level: {
-            key: (explanation.get(level) or {}).get(key) or [None] * mixture.num_subsets
-            for key in ("rewards", "errors")
-        }
-        for level in ("global", "local")
-    }
-    return {
-        "step": update.step,
-        "effective_draw": update.effective_draw,
-        "global": {key: mixture.by_name(values) for key, values in rewards["global"].items()}
-        | {key: mixture.by_name(values) for key, values in over_subsets.items()},
-        "local": {
-            name: {key: values[k] for key, values in rewards["local"].items()}
-            | {key: values[k].tolist() for key, values in inside.items()}
-            for k, name in enumerate(mixture.names)
-        },
-        "seconds": seconds,
-    }

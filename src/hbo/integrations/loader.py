@@ -55,13 +55,14 @@ class BalancedSampler(Sampler[int]):
         if self._finished():
             return
         balancer = self._balancer()
-        consumed = balancer.step * balancer.draws_per_step
-        done = consumed % self._length
+        # Counted in steps, as the Trainer does: after a resume with steps of another size, the
+        # place in the epoch is no longer the place in the stream.
+        done = balancer.step * balancer.draws_per_step % self._length
         if self._skipped():
             yield from (0 for _ in range(done))
         given = done
         try:
-            for example_ids in balancer.look_ahead(consumed, self._length - done):
+            for example_ids in balancer.look_ahead(balancer.position, self._length - done):
                 yield from example_ids.tolist()
                 given += len(example_ids)
         except ExhaustedError:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+from collections.abc import Mapping
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
 
 from hbo.balancer import Balancer
 from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN, BuiltMixture
-from hbo.errors import ConfigError, DataError
+from hbo.errors import ConfigError, DataError, StateError
+from hbo.integrations.checkpoints import (
+    check_checkpoint,
+    kept_until_sealed,
+    newest_checkpoint,
+    seal,
+    unseal,
+)
 from hbo.integrations.engine import STATE_KEY, BalanceOptions, Engine
+from hbo.integrations.events import about_state
 from hbo.integrations.loader import BalancedSampler, ExampleIdCollator, fit_look_ahead
 from hbo.integrations.probing import dataset_probe
+from hbo.measure.fingerprints import tokenizer_fingerprint
 from hbo.mixture import Mixture
 from hbo.policies import make_policy
 from hbo.policies.base import Policy
@@ -26,9 +38,6 @@ from hbo.runlog import RunLog
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import TrainerControl, TrainerState, TrainingArguments
-
-
-STATE_FILE = "hbo_state.json"
 
 
 class BalancingCallback(TrainerCallback):
@@ -45,6 +54,7 @@ class BalancingCallback(TrainerCallback):
         self._trainer.engine.start(
             self._trainer.watched_model, state.global_step, saved, last_step=state.max_steps
         )
+        self._trainer.compare_makers(saved)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -57,15 +67,6 @@ class BalancingCallback(TrainerCallback):
     ) -> None:
         """Take in what the step showed; decide, if it is time."""
         self._trainer.engine.finish_step(self._trainer.watched_model)
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Mirror our part of the trainer's state into a file for people."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            text = json.dumps(state.stateful_callbacks[STATE_KEY], indent=1)
-            (folder / STATE_FILE).write_text(text, encoding="utf-8")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -83,7 +84,7 @@ class BalancingMixin:
     """Balance a ``transformers.Trainer``, or any subclass, from the outside.
 
     Set in front of a trainer class: ``class Balanced(BalancingMixin, Trainer)``. It overrides
-    the sampler, the signature columns, ``compute_loss``, ``log``, ``evaluate``,
+    the sampler, the signature columns, ``train``, ``compute_loss``, ``log``, ``evaluate``,
     ``_load_rng_state`` and ``_save_checkpoint``, each by a call of the original with a little
     before or after it.
     """
@@ -152,6 +153,23 @@ class BalancingMixin:
             self.engine.warn("prefetch", notice)
         trainer._signature_columns = None
         trainer.add_callback(BalancingCallback(self))
+
+    @cached_property
+    def _made_with(self) -> dict[str, Any]:
+        """What wrote a checkpoint: for people, and for a word of warning."""
+        trainer: Any = self
+        return {
+            "package": version("hbo"),
+            "tokenizer": tokenizer_fingerprint(trainer.processing_class),
+        }
+
+    def compare_makers(self, saved: Mapping[str, Any] | None) -> None:
+        """Warn where another version or tokenizer wrote the state that this run goes on from."""
+        for name, ours in self._made_with.items():
+            theirs = (saved or {}).get(name, ours)
+            if theirs != ours:
+                what = f"version {theirs} of hbo" if name == "package" else f"another {name}"
+                self.engine.warn(f"other-{name}", f"the checkpoint was written with {what}")
 
     @property
     def balancer(self) -> Balancer:
@@ -246,14 +264,63 @@ class BalancingMixin:
             self.log(macro)
         return metrics
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # The state of record is trainer_state.json, which the trainer writes in here.
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The trainer's own training; a damaged checkpoint is passed over, or refused by name.
+
+        Args:
+            resume_from_checkpoint: As in Trainer; ``True``: the newest checkpoint of ``output_dir``
+                that is whole.
+            *args: As in Trainer.
+            **kwargs: As in Trainer.
+
+        Raises:
+            StateError: The named checkpoint is damaged, or all are.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self._newest_checkpoint()
+        elif resume_from_checkpoint:
+            check_checkpoint(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+
+    def _newest_checkpoint(self) -> str | bool:
         trainer: Any = self
-        if trainer.state.global_step >= trainer.state.max_steps:
+        found, damaged = newest_checkpoint(Path(trainer.args.output_dir))
+        for text in damaged:
+            self.engine.warn("damaged-checkpoint", text)
+        if found is None and damaged:
+            raise StateError(
+                "no checkpoint is whole; train without resume_from_checkpoint",
+                where=str(trainer.args.output_dir),
+            )
+        return True if found is None else str(found.path)  # of none at all the Trainer complains
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # The state of record is trainer_state.json, which the trainer writes in here. Only when all
+        # is written and sealed do older checkpoints go.
+        trainer: Any = self
+        args, state = trainer.args, trainer.state
+        if state.global_step >= state.max_steps:
             self.engine.log_window()  # nothing goes on from here that could say it later
-        self.saved_step = trainer.state.global_step
-        trainer.state.stateful_callbacks[STATE_KEY] = self.engine.state_dict()
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        self.saved_step = state.global_step
+        saved = self.engine.state_dict() | self._made_with
+        state.stateful_callbacks[STATE_KEY] = saved
+        run_folder = trainer._get_output_dir(trial=trial)
+        folder = Path(run_folder) / f"checkpoint-{state.global_step}"
+        if args.should_save:
+            unseal(folder)
+        with kept_until_sealed(args):
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        trainer.accelerator.wait_for_everyone()  # every rank has written its part
+        if args.should_save:
+            seal(folder, about_state(self.balancer) | self._made_with)
+            rotate_checkpoints(
+                output_dir=run_folder,
+                save_total_limit=args.save_total_limit,
+                best_model_checkpoint=state.best_model_checkpoint,
+                use_mtime=True,
+            )
 
 
 def check_mixture(mixture: object) -> None:

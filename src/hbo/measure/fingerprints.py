@@ -76,6 +76,24 @@ def scoring_fingerprint(model: str, **facts: object) -> str:
     )
 
 
+def tokenizer_fingerprint(tokenizer: Any) -> str | None:
+    """SHA-256 of what turns text into tokens: vocabulary, rules, special tokens, chat template.
+
+    ``None`` for what is no tokenizer of Transformers (an image processor).
+    """
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None and not hasattr(tokenizer, "get_vocab"):
+        return None
+    rules = (
+        json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
+    )
+    template = getattr(tokenizer, "chat_template", None)
+    special = getattr(tokenizer, "special_tokens_map", {})
+    facts = json.dumps([template, special], sort_keys=True, default=str)
+    return _digest(part.encode() for part in (rules, facts))
+
+
 def examples_fingerprint(encoded: Iterable[Encoded]) -> str:
     """Hash of the tokens and labels of examples, in order (their ``alone`` fields left out)."""
     digest = hashlib.sha256()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,11 +44,18 @@ class StopCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
 
 class ClockCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
-    """Wall seconds of the whole run, kept in the checkpoint so that a resumed run goes on."""
+    """Wall seconds of the whole run, kept in the checkpoint so that a resumed run goes on.
 
-    def __init__(self, start: float, seconds_before: float) -> None:
+    Args:
+        start: ``time.perf_counter()`` when this process began.
+        seconds_before: What the run had taken before.
+        facts: More that a checkpoint has to say of the run.
+    """
+
+    def __init__(self, start: float, seconds_before: float, facts: Mapping[str, Any]) -> None:
         self._start = start
         self._before = seconds_before
+        self._facts = facts
 
     @property
     def seconds(self) -> float:
@@ -57,7 +64,7 @@ class ClockCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the time where the trainer's checkpoint keeps it."""
-        state.stateful_callbacks[CLOCK_KEY] = {"seconds": self.seconds}
+        state.stateful_callbacks[CLOCK_KEY] = {"seconds": self.seconds, **self._facts}
 
 
 class ValidationCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +15,8 @@ from hbo.config import LoadedConfig
 from hbo.config.explain import shorten
 from hbo.config.overrides import dotted
 from hbo.errors import ConfigError, EnvironmentProblem
+from hbo.integrations.checkpoints import checkpoints_in
 from hbo.run.files import write_whole
-from hbo.run.models import is_whole_safetensors
 
 CONFIG, LOG, SUMMARY, REPORT, EVALUATION, MODEL = (
     "config.yaml",
@@ -30,28 +26,12 @@ CONFIG, LOG, SUMMARY, REPORT, EVALUATION, MODEL = (
     "evaluation.json",
     "model",
 )
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that can be resumed.
-
-    Args:
-        path: Its folder.
-        step: Optimiser steps done.
-        seconds: Wall seconds that the run had taken.
-    """
-
-    path: Path
-    step: int
-    seconds: float
 
 
 def holds_run(folder: Path) -> bool:
     """Whether a run has begun in this folder."""
     return any((folder / name).exists() for name in (CONFIG, LOG, SUMMARY)) or bool(
-        _checkpoints(folder)
+        checkpoints_in(folder)
     )
 
 
@@ -109,7 +89,7 @@ def require_place(loaded: LoadedConfig, path: tuple[str, ...], folder: Path) -> 
 
 def clear(folder: Path) -> None:
     """Remove what a run writes, and nothing else."""
-    for path in _checkpoints(folder).values():
+    for path in checkpoints_in(folder).values():
         shutil.rmtree(path)
     shutil.rmtree(folder / MODEL, ignore_errors=True)
     for name in (CONFIG, LOG, SUMMARY, REPORT, EVALUATION):
@@ -154,52 +134,3 @@ def write_config(values: Mapping[str, Any], folder: Path) -> None:
     """Write the resolved configuration, with the versions that the run was made with."""
     text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
     write_whole(folder / CONFIG, text)
-
-
-def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The last checkpoint that is whole, and a line on each damaged one that was passed over."""
-    damaged: list[str] = []
-    for step, path in sorted(_checkpoints(folder).items(), reverse=True):
-        fault = _fault(path, step)
-        if fault is None:
-            return Checkpoint(path, step, _seconds(path)), damaged
-        damaged.append(f"{path.name} is damaged ({fault}) and passed over")
-    return None, damaged
-
-
-def _checkpoints(folder: Path) -> dict[int, Path]:
-    if not folder.is_dir():
-        return {}
-    named = [(path, _CHECKPOINT.fullmatch(path.name)) for path in folder.iterdir()]
-    return {int(match[1]): path for path, match in named if match and path.is_dir()}
-
-
-def _trainer_state(path: Path) -> dict[str, Any]:
-    state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-    return state if isinstance(state, dict) else {}
-
-
-def _seconds(path: Path) -> float:
-    saved = _trainer_state(path).get("stateful_callbacks", {}).get("hbo_run", {})
-    return float(saved.get("seconds", 0.0))
-
-
-def _fault(path: Path, step: int) -> str | None:
-    """Why a checkpoint cannot be resumed; ``None`` where it can."""
-    try:
-        state = _trainer_state(path)
-    except (OSError, ValueError):
-        return "trainer_state.json cannot be read"
-    if state.get("global_step") != step:
-        return "trainer_state.json is of another step"
-    weights = sorted(path.glob("*.safetensors"))
-    sharded = any(path.glob("pytorch_model_fsdp*")) or any(path.glob("global_step*"))
-    if not weights and not sharded:
-        return "it has no weights"
-    for file in weights:
-        if not is_whole_safetensors(file):
-            return f"{file.name} is cut off"
-    for file in path.glob("*.pt"):
-        if not zipfile.is_zipfile(file):
-            return f"{file.name} is cut off"
-    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from typing import Any
 from hbo.config import LoadedConfig
 from hbo.data.assemble import BuiltMixture
 from hbo.errors import EnvironmentProblem
+from hbo.integrations.checkpoints import Checkpoint, newest_checkpoint
 from hbo.run import folder as files
 from hbo.run.budget import policy_of
+from hbo.run.cut import configured_cut, keep_global_batch
 from hbo.run.environment import versions
 from hbo.run.files import disk_is_full, finite, json_text, write_whole
-from hbo.run.folder import Checkpoint
 from hbo.run.heldout import evaluate_test, to_json
 from hbo.run.models import load_model
 from hbo.run.plan import Plan, plan_of
@@ -24,7 +26,7 @@ from hbo.run.progress import bar, say
 from hbo.run.scores import build, measured_scores
 from hbo.run.stop import StopRequest
 from hbo.run.summary import make_summary
-from hbo.run.world import is_main
+from hbo.run.world import is_main, world_size
 from hbo.runlog import RunLog, read_log, up_to
 
 
@@ -50,11 +52,17 @@ class _Run:
     folder: Path
     stop: StopRequest
     start: float
+    configured: dict[str, Any]
     checkpoint: Checkpoint | None
     log: RunLog
     model: Any = None
     loading_seconds: float = 0.0
     scoring_seconds: float = 0.0
+
+    @property
+    def seconds_before(self) -> float:
+        """Wall seconds that the run had taken when it was stopped."""
+        return float(_saved(self.checkpoint).get("seconds", 0.0))
 
     @property
     def loaded(self) -> LoadedConfig:
@@ -158,6 +166,11 @@ def train_run(
     start = time.perf_counter()
     folder = files.require_free(loaded, resume=resume, overwrite=overwrite)
     prepared = prepare(loaded, say)
+    training = prepared.settings.training
+    configured = configured_cut(training)
+    recut = None
+    if resume:
+        recut = keep_global_batch(training, _saved(newest_checkpoint(folder)[0]), world_size())
     plan = plan_of(prepared)
     prior = dict(zip(plan.mixture.names, plan.probabilities.sum(axis=1).tolist(), strict=True))
     finished = _finished(folder, plan) if resume else None
@@ -168,10 +181,13 @@ def train_run(
         return Outcome(finished, prior)
     for text in (*prepared.settings.notices, *plan.warning_lines):
         say(f"notice: {text}")
-    run = _Run(prepared, plan, folder, stop, start, None, RunLog(None))
+    run = _Run(prepared, plan, folder, stop, start, configured, None, RunLog(None))
     mixture = run.score()
     try:
         _claim(run, resume=resume, overwrite=overwrite)
+        if recut is not None and run.checkpoint is not None:
+            say(f"notice: {recut}")
+            run.warn("other-ranks", recut, run.checkpoint.step)
         return Outcome(_train(run, mixture), prior)
     except Exception as error:
         if not disk_is_full(error):
@@ -179,6 +195,14 @@ def train_run(
         text = "the disk is full; free some space and run again with --resume"
         where = getattr(error, "filename", None) or folder
         raise EnvironmentProblem(text, where=str(where)) from error
+
+
+def _saved(checkpoint: Checkpoint | None) -> Mapping[str, Any]:
+    """What ``ClockCallback`` left in a checkpoint."""
+    from hbo.run.callbacks import CLOCK_KEY
+
+    found = {} if checkpoint is None else checkpoint.callbacks.get(CLOCK_KEY)
+    return found if isinstance(found, dict) else {}
 
 
 def _finished(folder: Path, plan: Plan) -> dict[str, Any] | None:
@@ -226,7 +250,7 @@ def _claim(run: _Run, *, resume: bool, overwrite: bool) -> None:
         if is_main():
             run.folder.mkdir(parents=True, exist_ok=True)
         if resume:
-            run.checkpoint, damaged = files.newest_checkpoint(run.folder)
+            run.checkpoint, damaged = newest_checkpoint(run.folder)
         if is_main() and run.checkpoint is None and (overwrite or resume):
             files.clear(run.folder)
     path = run.folder / files.LOG if is_main() else None
@@ -252,6 +276,9 @@ def _train(run: _Run, mixture: BuiltMixture) -> dict[str, Any]:
     run.stop.patient = True
     trainer.train(resume_from_checkpoint=str(run.checkpoint.path) if run.checkpoint else None)
     run.stop.patient = False
+    if run.stop.signal_number is not None:
+        name = signal.Signals(run.stop.signal_number).name
+        run.warn("stopped", f"stopped by {name}", int(trainer.state.global_step))
     run.stop.raise_if_requested(
         f"checkpoint at step {trainer.state.global_step} in {run.folder}; run again with --resume"
     )
@@ -289,7 +316,8 @@ def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
     training.completion_only_loss, training.assistant_only_loss = None, False
     if training.padding_free:
         training.max_length = None  # the rows are cut already; TRL wants that said
-    clock = ClockCallback(run.start, run.checkpoint.seconds if run.checkpoint else 0.0)
+    facts = {**run.configured, "draws_per_step": run.plan.budget.draws_per_step}
+    clock = ClockCallback(run.start, run.seconds_before, facts)
     trainer = BalancedSFTTrainer(
         run.load(),
         training,
@@ -301,6 +329,7 @@ def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
             unit=balance.unit,
             probe_examples=balance.probe_examples,
             seed=config.seed,
+            resume=balance.resume,
         ),
         run_log=run.log,
         processing_class=run.prepared.tokenizer,
