@@ -215,3 +215,9 @@ def test_assemble_keeps_groups_of_unknown_difficulty_last():
 
 def test_needs_model():
     assert [needs_model(m) for m in ("loss", "length", "column:x")] == [True, False, False]
+
+
+def test_a_stream_is_refused_with_the_way_out():
+    stream = Dataset.from_list([{"prompt": "x", "completion": "y"}] * 4).to_iterable_dataset()
+    with pytest.raises(DataError, match=r"subset 'a' is a stream .* use a map-style dataset"):
+        build({"a": stream})

@@ -76,7 +76,7 @@ def build_mixture(
 
     Raises:
         ConfigError: A setting is unknown or out of range, or a model or tokenizer is missing.
-        DataError: A record is unusable, or a subset is empty.
+        DataError: A record is unusable, or a subset is empty, or a stream without an end.
 
     Example:
         >>> from transformers import AutoTokenizer  # doctest: +SKIP
@@ -145,6 +145,12 @@ def _records(name: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
     if isinstance(rows, Mapping):  # a DatasetDict, whose iteration gives the names of its splits
         raise DataError(
             f"subset {name!r} holds splits ({', '.join(map(str, rows))}): pass one of them"
+        )
+    if any(kind.__name__ == "IterableDataset" for kind in type(rows).__mro__):
+        raise DataError(
+            f"subset {name!r} is a stream (IterableDataset): difficulty groups and exact draws need"
+            " every example by its number; use a map-style dataset, such as load_dataset without"
+            " streaming, which maps Arrow files into memory without loading them"
         )
     for number, row in enumerate(rows):
         where = f"subset {name!r}: row {number}"
