@@ -11,10 +11,12 @@ from peft import LoraConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
 from hbo.evaluation import HeldoutExample, evaluate_heldout, find_options, macro
+from hbo.evaluation import heldout as module
 from hbo.evaluation.examples import is_short
 from hbo.measure.examples import Encoded
 from hbo.measure.response import response_losses
 from tests.evaluation.cases import TOKENIZER, choices, example, log_likelihood
+from tests.support.fake_ranks import on_ranks
 from tests.support.tiny import tiny_model
 
 LONG = "a long answer, " * 6
@@ -164,6 +166,72 @@ def test_progress_counts_all_examples():
     )
     assert seen[-1] == (20, 20)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def rows_of(model):
+    """Rows that the model runs from now on, in a list."""
+    rows = []
+    model.register_forward_pre_hook(
+        lambda _module, _args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    return rows
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5, 30])
+def test_any_number_of_ranks_measures_the_same_bits_and_each_batch_once(world_size):
+    alone = tiny_model()
+    rows = rows_of(alone)
+    data = {**subsets(), "cut": [*choices(6), example("cut", "A", tail=[])], "empty": []}
+    options = {"cut": find_options(choices(6))}
+    settings = {"options": options, "tokens_per_batch": 300}
+    expected = evaluate_heldout(alone, TOKENIZER, data, **settings)
+    # Made here: threads that seed the global generator at once would disturb each other.
+    models = [tiny_model() for _ in range(world_size)]
+
+    def work(ranks):
+        model = models[ranks.rank]
+        seen = rows_of(model)
+        calls = []
+        results = evaluate_heldout(
+            model,
+            TOKENIZER,
+            data,
+            **settings,
+            ranks=ranks,
+            progress=lambda *call: calls.append(call),
+        )
+        return results, sum(seen), calls[-1]
+
+    found = on_ranks(world_size, work)
+    for results, _, last in found:
+        assert last == (27, 27)
+        for name, result in results.items():
+            assert result.losses.tobytes() == expected[name].losses.tobytes()
+            assert result.loss == expected[name].loss or math.isnan(result.loss)
+            assert result.accuracy == expected[name].accuracy
+    assert sum(seen for _, seen, _ in found) == sum(rows)
+    assert found[1][1] > 0
+
+
+def test_the_losses_are_bit_for_bit_those_of_one_pass_over_all():
+    model, examples = tiny_model(), subsets()["open"]
+    result = evaluate_heldout(model, TOKENIZER, {"x": examples}, tokens_per_batch=250)["x"]
+    expected = response_losses(model, [each.encoded for each in examples], tokens_per_batch=250)
+    np.testing.assert_array_equal(result.losses, expected)
+
+
+def test_of_a_sharded_model_every_rank_measures_everything(monkeypatch):
+    monkeypatch.setattr(module, "probed_together", lambda _model: True)
+    models = [tiny_model(), tiny_model()]
+
+    def work(ranks):
+        model = models[ranks.rank]
+        rows = rows_of(model)
+        evaluate_heldout(model, TOKENIZER, subsets(), ranks=ranks)
+        return sum(rows)
+
+    first, second = on_ranks(2, work)
+    assert first == second > 0
 
 
 def test_macro_counts_every_subset_once_and_leaves_out_empty_ones():

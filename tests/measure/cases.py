@@ -57,3 +57,31 @@ def naive_losses(model: nn.Module, examples: list[Encoded]) -> np.ndarray:
     model.eval()
     with torch.no_grad():
         return np.array([naive_loss(model, example).item() for example in examples])
+
+
+CUDA_FULL = torch.OutOfMemoryError("CUDA out of memory")
+CPU_FULL = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+
+def out_of_memory_above(
+    model: nn.Module, tokens: int, error: Exception = CUDA_FULL, *, backward: bool = False
+) -> list[int]:
+    """Make a model fail as a full device does; returns the sizes that it was asked for."""
+    sizes = []
+
+    def refuse(*_args: object) -> None:
+        if sizes[-1] > tokens:
+            raise error
+
+    def count(_module: nn.Module, _args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        sizes.append(kwargs["input_ids"].numel())
+        if not backward:
+            refuse()
+
+    def fail_later(_module: nn.Module, _args: object, output: torch.Tensor) -> None:
+        if backward and output.requires_grad:
+            output.register_hook(refuse)
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    model.get_input_embeddings().register_forward_hook(fail_later)
+    return sizes

@@ -24,6 +24,7 @@ from tests.measure.cases import (
     VOCABULARY,
     naive_loss,
     naive_losses,
+    out_of_memory_above,
     random_example,
     random_examples,
     two_turns,
@@ -186,19 +187,6 @@ def test_an_example_without_a_response_token_is_nan_and_costs_nothing():
     assert np.isnan(losses).tolist() == [True, False, True]
     assert losses[1] == pytest.approx(naive_losses(model, [other])[0], abs=1e-5)
     assert response_losses(model, []).shape == (0,)
-
-
-def out_of_memory_above(model, tokens):
-    """Make a model fail as a full device does; returns the sizes that it was asked for."""
-    sizes = []
-
-    def refuse(_module, _args, kwargs):
-        sizes.append(kwargs["input_ids"].numel())
-        if sizes[-1] > tokens:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    model.register_forward_pre_hook(refuse, with_kwargs=True)
-    return sizes
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on():

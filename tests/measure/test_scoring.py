@@ -14,6 +14,7 @@ from hbo.measure.fingerprints import (
 from hbo.measure.response import response_statistics
 from hbo.measure.scoring import score_examples
 from tests.measure.cases import random_examples
+from tests.support.fake_ranks import on_ranks
 from tests.support.tiny import save_tiny, tiny_model
 
 
@@ -179,6 +180,191 @@ def test_a_full_disk_keeps_the_shards_that_were_done(examples, tmp_path, monkeyp
     with pytest.raises(EnvironmentProblem, match="No space left on device"):
         score(tiny_model(), examples, tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def leave_half_a_shard(examples, folder, monkeypatch):
+    """What a process leaves behind that is killed in the middle of writing."""
+    with monkeypatch.context() as patched:
+        patched.setattr(scoring.os, "fsync", lambda _file: (_ for _ in ()).throw(SystemExit))
+        patched.setattr(scoring.os, "unlink", lambda _path: None)
+        with pytest.raises(SystemExit):
+            score(tiny_model(), examples, folder)
+    (leftover,) = folder.iterdir()
+    return leftover
+
+
+def test_what_a_kill_left_half_written_is_gone_after_the_next_run(examples, tmp_path, monkeypatch):
+    leftover = leave_half_a_shard(examples, tmp_path, monkeypatch)
+    foreign = tmp_path / "tmp123.tmp"
+    foreign.write_text("not ours")
+    score(tiny_model(), examples, tmp_path)
+    assert not leftover.exists() and foreign.exists()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".tmp"}
+
+
+def test_a_shard_whose_half_written_file_another_process_clears_up_is_written_again(
+    examples, tmp_path, monkeypatch
+):
+    replace, cleared = scoring.os.replace, []
+
+    def after_another_process_began(temporary, path):
+        if len(cleared) < 2:
+            cleared.append(temporary)
+            scoring._open(tmp_path)
+        replace(temporary, path)
+
+    monkeypatch.setattr(scoring.os, "replace", after_another_process_began)
+    first = score(tiny_model(), examples, tmp_path)
+    assert len(set(cleared)) == 2
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"] * 6
+    assert_same(score(lambda: pytest.fail("not written"), examples, tmp_path), first)
+
+
+class Ranked:
+    """Scores on several ranks, each with a model and, where asked, a disk of its own."""
+
+    def __init__(self, world_size, folder_of):
+        self.world_size, self.folder_of = world_size, folder_of
+        self.models = [Counting() for _ in range(world_size)]
+        self.loaded = [0] * world_size
+        self.notices = [[] for _ in range(world_size)]
+        self.calls = [[] for _ in range(world_size)]
+
+    def score(self, examples, **settings):
+        def work(ranks):
+            def load():
+                self.loaded[ranks.rank] += 1
+                return self.models[ranks.rank].model
+
+            return score(
+                load,
+                examples,
+                self.folder_of(ranks.rank),
+                ranks=ranks,
+                notice=self.notices[ranks.rank].append,
+                progress=lambda *call: self.calls[ranks.rank].append(call),
+                **settings,
+            )
+
+        return on_ranks(self.world_size, work)
+
+    @property
+    def rows(self):
+        return [model.rows for model in self.models]
+
+
+def same_files(folder, other):
+    return {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in other.iterdir()
+    }
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("disks", ["one", "each"])
+def test_any_number_of_ranks_gives_the_same_bits_and_one_complete_cache(
+    tmp_path, world_size, disks
+):
+    examples = random_examples(14)
+    examples[5].labels[:] = -100  # NaN
+    expected = score(tiny_model(), examples, tmp_path / "alone")
+    ranked = Ranked(
+        world_size, lambda rank: tmp_path / ("shared" if disks == "one" else f"disk-{rank}")
+    )
+    for found in ranked.score(examples):
+        assert found.loss.tobytes() == expected.loss.tobytes()
+        assert found.alone_loss.tobytes() == expected.alone_loss.tobytes()
+    # Four shards a pass: 4, 4, 4 and 2 examples, one of them without a response.
+    assert sum(ranked.rows) == 13 + 14
+    assert ranked.loaded == [1] * min(world_size, 4) + [0] * (world_size - 4)
+    assert ranked.calls[0][0] == (0, 28) and ranked.calls[0][-1] == (28, 28)
+    done = [call[0] for call in ranked.calls[0]]
+    assert done == sorted(done)
+    assert same_files(tmp_path / ("shared" if disks == "one" else "disk-0"), tmp_path / "alone")
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_caches_that_differ_by_rank_change_no_score(tmp_path, world_size):
+    examples = random_examples(14)
+    expected = score(tiny_model(), examples, tmp_path / "whole")
+    (tmp_path / "disk-0").mkdir()
+    shards = sorted((tmp_path / "whole").iterdir())
+    for rank in range(world_size):
+        folder = tmp_path / f"disk-{rank}"
+        folder.mkdir(exist_ok=True)
+        for shard in shards[rank : rank + 5]:
+            (folder / shard.name).write_bytes(shard.read_bytes())
+    damaged = [tmp_path / f"disk-{rank}" / shards[rank].name for rank in range(world_size)]
+    for path in damaged:
+        path.write_text("{}")
+    ranked = Ranked(world_size, lambda rank: tmp_path / f"disk-{rank}")
+    for found in ranked.score(examples):
+        assert_same(found, expected)
+    missing = [json.loads(path.read_text())["losses"] for path in [shards[0], *shards[5:]]]
+    assert sum(ranked.rows) == sum(len(losses) for losses in missing)
+    assert [len(lines) for lines in ranked.notices] == [1] + [0] * (world_size - 1)
+    assert str(damaged[0]) in ranked.notices[0][0]
+    assert same_files(tmp_path / "disk-0", tmp_path / "whole")
+    again = Ranked(world_size, lambda rank: tmp_path / f"disk-{rank}")
+    again.score(examples)
+    assert again.loaded == [0] * world_size
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_that_fails_stops_all_and_what_was_done_is_kept(tmp_path, failing):
+    examples = random_examples(14)
+    ranked = Ranked(2, lambda _rank: tmp_path)
+
+    def no_memory(*_arguments):
+        raise torch.OutOfMemoryError("no memory")
+
+    ranked.models[failing].model.register_forward_pre_hook(no_memory)
+    results = ranked.score(examples)
+    assert "out of memory on one example" in str(results[failing])
+    assert f"rank {failing} failed; its own message says why" in str(results[1 - failing])
+    assert all(isinstance(result, EnvironmentProblem) for result in results)
+    assert len(list(tmp_path.iterdir())) == 1
+    resumed = Ranked(2, lambda _rank: tmp_path)
+    for found in resumed.score(examples):
+        assert_same(found, score(tiny_model(), examples, None))
+    assert sum(resumed.rows) == 28 - 4
+
+
+def test_shards_of_like_cost_are_measured_side_by_side_the_longest_first(examples, tmp_path):
+    order = sorted(examples, key=lambda example: example.num_tokens)  # the shortest in front
+    widths = []
+    model = tiny_model()
+    model.register_forward_pre_hook(
+        lambda _module, _args, inputs: widths.append(inputs["input_ids"].shape[1]),
+        with_kwargs=True,
+    )
+    score(model, order, tmp_path, alone=False, shard_size=2)
+    assert len(widths) == 5 and widths == sorted(widths, reverse=True)
+
+
+def test_a_disk_that_one_rank_cannot_write_stops_all_before_any_work(tmp_path):
+    (tmp_path / "disk-1").write_text("")
+    ranked = Ranked(3, lambda rank: tmp_path / f"disk-{rank}")
+    first, second, third = ranked.score(random_examples(3))
+    assert "cannot write the score cache" in str(second)
+    assert "rank 1 failed" in str(first) and "rank 1 failed" in str(third)
+    assert ranked.loaded == [0, 0, 0]
+
+
+def test_a_disk_of_rank_0_that_fills_while_it_keeps_what_others_measured_stops_all(
+    tmp_path, monkeypatch
+):
+    replace = scoring.os.replace
+
+    def full_on_rank_0(temporary, path):
+        if len(list((tmp_path / "disk-0").glob("*.json"))) == 1 and path.parent.name == "disk-0":
+            raise OSError(28, "No space left on device")
+        replace(temporary, path)
+
+    monkeypatch.setattr(scoring.os, "replace", full_on_rank_0)
+    ranked = Ranked(2, lambda rank: tmp_path / f"disk-{rank}")
+    first, second = ranked.score(random_examples(14))
+    assert "No space left on device" in str(first)
+    assert "rank 0 failed" in str(second)
 
 
 def test_model_fingerprints_tell_weights_configuration_and_precision_apart():

@@ -49,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         status, text = explain(error)
         if is_main():
-            print(f"error: {text}", file=sys.stderr)
+            sys.stderr.write(f"error: {text}\n")  # in one piece: ranks share the terminal
         elif status == 1:
             # Bad input is the same on all ranks and told once; what befalls one rank is told by it.
-            print(f"error: rank {rank()}: {text}", file=sys.stderr)
+            sys.stderr.write(f"error: rank {rank()}: {text}\n")
         return status
 
 

@@ -12,9 +12,13 @@ def evaluate(run: RunFolder, as_json: AsJson = False) -> None:
     from hbo.run.progress import hidden_bars
     from hbo.run.stop import listening
     from hbo.run.tables import print_evaluation
+    from hbo.run.world import is_main, process_group
 
-    with listening(), quiet_libraries(stdout=as_json), hidden_bars():
+    quiet = quiet_libraries(stdout=as_json or not is_main())
+    with listening(), quiet, hidden_bars(), process_group():
         result = evaluate_run(run)
+    if not is_main():
+        return
     if as_json:
         print_json(result)
     else:

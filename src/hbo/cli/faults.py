@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 from hbo.errors import HBOError
 from hbo.run.files import disk_is_full
 from hbo.run.stop import Interrupted as Interrupted
@@ -15,6 +17,8 @@ _HUB_MODULES = (
     "httpcore2",
     "urllib3",
 )
+LONGEST = 2000
+"""Letters of the one line; what it cites may be a value of any length."""
 _HUB_WORDS = ("couldn't connect to", "offline mode", "connection error", "max retries exceeded")
 
 
@@ -28,9 +32,12 @@ def explain(error: BaseException) -> tuple[int, str]:
         >>> explain(MemoryError())[0]
         1
     """
+    from hbo.config.secrets import hide
+
     status, text = _explain(error)
     text = "".join(letter if letter.isprintable() else " " for letter in text)
-    return status, " ".join(text.split())
+    text = hide(" ".join(text.split()))
+    return status, text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
@@ -52,6 +59,11 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 1, (
             "the model hub cannot be reached; check the network, or use a local path or one of"
             f" `hbo assets list` ({type(error).__name__}: {str(error)[:160]})"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return 2, (
+            "a file of the checkpoint or of the model holds pickled objects, which are never loaded"
+            " as they could run code; remove that folder, and go on from an earlier one"
         )
     if isinstance(error, OSError):
         return 1, f"{_place(error)}{error.strerror or str(error)[:200] or type(error).__name__}"

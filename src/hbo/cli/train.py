@@ -34,10 +34,15 @@ def train(
     from hbo.run.progress import hidden_bars
     from hbo.run.stop import listening
     from hbo.run.train import train_run
-    from hbo.run.world import is_main
+    from hbo.run.world import is_main, process_group
 
     loaded = load_config(config, set_ or ())
-    with listening(_RESUME) as stop, quiet_libraries(stdout=not is_main()), hidden_bars():
+    with (
+        listening(_RESUME) as stop,
+        quiet_libraries(stdout=not is_main()),
+        hidden_bars(),
+        process_group(),
+    ):
         outcome = train_run(loaded, resume=resume, overwrite=overwrite, stop=stop)
         if is_main():
             terminal = sys.stdout.isatty()

@@ -22,9 +22,12 @@ from hbo.evaluation.passes import (
     BoolArray,
     PassSettings,
     greedy_matches,
+    losses_of,
     option_log_likelihoods,
 )
-from hbo.measure.response import Progress, response_losses, response_token_counts
+from hbo.measure.ranks import ONE_RANK, Ranks
+from hbo.measure.response import Progress, response_token_counts
+from hbo.measure.sharding import probed_together
 from hbo.mixture import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -81,6 +84,7 @@ def evaluate_heldout(
     tokens_per_batch: int = 4096,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ONE_RANK,
 ) -> dict[str, HeldoutResult]:
     """Measure a model on the held-out examples of each subset.
 
@@ -91,6 +95,9 @@ def evaluate_heldout(
 
     The model is left as it was (mode, gradients, random state), and measured in eval mode.
 
+    Several ranks share the batches, which do not depend on them, so neither do the numbers. The
+    forward pass of a sharded model needs all ranks at once: there each measures everything.
+
     Args:
         model: Causal language model on its device; PEFT-wrapped or patched by TRL is fine.
         tokenizer: Its tokenizer, for the padding and end tokens.
@@ -100,11 +107,14 @@ def evaluate_heldout(
         tokens_per_batch: Padded tokens of one batch.
         dtype: Autocast to this type; None: the weights' own.
         progress: Told (examples done, examples in all subsets).
+        ranks: Who measures; every rank of them calls this, with the same weights.
 
     Returns:
         Name -> result, in the order of `subsets`.
     """
-    settings = PassSettings(tokens_per_batch, _pad_id(tokenizer), dtype)
+    if probed_together(model):
+        ranks = ONE_RANK
+    settings = PassSettings(tokens_per_batch, _pad_id(tokenizer), dtype, ranks)
     end_ids = _end_ids(model, tokenizer)
     total = sum(len(examples) for examples in subsets.values())
     results: dict[str, HeldoutResult] = {}
@@ -147,7 +157,7 @@ def _evaluate_subset(
     elif grading == "exact":
         losses, correct = greedy_matches(model, examples, end_ids, settings, progress)
     else:
-        losses = _losses(model, examples, settings, progress)
+        losses = losses_of(model, examples, settings, progress)
     tokens = response_token_counts([example.encoded for example in examples])
     loss = _token_weighted(losses, tokens)
     return HeldoutResult(
@@ -182,28 +192,12 @@ def _judge_options(
             losses[row] = -scores[row, texts.index(example.response)] / len(ids)
     # Cut by max_length, or an answer that is none of the options: measured as it stands.
     others = [row for row, example in enumerate(examples) if not _is_option(example, options)]
-    losses[others] = _losses(model, [examples[row] for row in others], settings, None)
+    losses[others] = losses_of(model, [examples[row] for row in others], settings)
     return losses, correct
 
 
 def _is_option(example: HeldoutExample, options: Options) -> bool:
     return options.get(example.response) == example.response_ids
-
-
-def _losses(
-    model: nn.Module,
-    examples: Sequence[HeldoutExample],
-    settings: PassSettings,
-    progress: Progress | None,
-) -> FloatArray:
-    return response_losses(
-        model,
-        [example.encoded for example in examples],
-        tokens_per_batch=settings.tokens_per_batch,
-        pad_id=settings.pad_id,
-        dtype=settings.dtype,
-        progress=progress,
-    )
 
 
 def _token_weighted(losses: FloatArray, tokens: IntArray) -> float:

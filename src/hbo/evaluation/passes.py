@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from hbo.evaluation.examples import HeldoutExample, Options
 from hbo.measure.batches import plan_batches
 from hbo.measure.examples import IGNORED, Encoded
 from hbo.measure.forward import autocasting, bare_model, device_of
+from hbo.measure.ranks import ONE_RANK, Ranks
 from hbo.measure.response import Progress, response_losses
 from hbo.measure.undisturbed import undisturbed
-from hbo.mixture import FloatArray
+from hbo.mixture import FloatArray, IntArray
 
 BoolArray = NDArray[np.bool_]
 
@@ -31,11 +32,28 @@ class PassSettings:
         tokens_per_batch: Padded tokens of one batch, the copies that options need included.
         pad_id: Any id of the vocabulary.
         dtype: Autocast to this type; None: the weights' own.
+        ranks: Who runs them: batches are dealt to these ranks, and all of them get all numbers.
     """
 
     tokens_per_batch: int = 4096
     pad_id: int = 0
     dtype: torch.dtype | None = None
+    ranks: Ranks = ONE_RANK
+
+
+def losses_of(
+    model: nn.Module,
+    examples: Sequence[HeldoutExample],
+    settings: PassSettings,
+    progress: Progress | None = None,
+) -> FloatArray:
+    """(n,) nats per response token, in the batches that ``response_losses`` makes of them all."""
+
+    def measure(batch: list[HeldoutExample]) -> FloatArray:
+        return _losses(model, [example.encoded for example in batch], settings)
+
+    lengths = [example.encoded.num_tokens for example in examples]
+    return _in_batches(model, examples, lengths, 1, measure, settings, progress)[:, 0]
 
 
 def option_log_likelihoods(
@@ -64,24 +82,16 @@ def option_log_likelihoods(
     """
     from transformers import Cache
 
-    result = np.full((len(examples), len(options)), np.nan)
+    def measure(batch: list[HeldoutExample]) -> FloatArray:
+        with autocasting(device_of(bare_model(model)), settings.dtype):
+            first, cache, mask = _prompt_pass(model, batch, settings.pad_id)
+            if isinstance(cache, Cache):
+                return _option_pass(model, first, cache, mask, options, settings.pad_id)
+        return slow_option_log_likelihoods(model, batch, options, settings)
+
     lengths = [example.prompt_length for example in examples]
-    batches = plan_batches(lengths, max(settings.tokens_per_batch // len(options), 1))
-    done = 0
-    with undisturbed(model), torch.no_grad():
-        for indices in batches:
-            batch = [examples[index] for index in indices]
-            with autocasting(device_of(bare_model(model)), settings.dtype):
-                first, cache, mask = _prompt_pass(model, batch, settings.pad_id)
-                if not isinstance(cache, Cache):
-                    break
-                result[indices] = _option_pass(model, first, cache, mask, options, settings.pad_id)
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(examples))
-    if done < len(examples):
-        return slow_option_log_likelihoods(model, examples, options, settings)
-    return result
+    fewer = replace(settings, tokens_per_batch=max(settings.tokens_per_batch // len(options), 1))
+    return _in_batches(model, examples, lengths, len(options), measure, fewer, progress)
 
 
 def slow_option_log_likelihoods(
@@ -89,13 +99,7 @@ def slow_option_log_likelihoods(
 ) -> FloatArray:
     """The same numbers the obvious way: each prompt with each option is a sequence of its own."""
     sequences = [_with_response(example, ids) for example in examples for ids in options.values()]
-    losses = response_losses(
-        model,
-        sequences,
-        tokens_per_batch=settings.tokens_per_batch,
-        pad_id=settings.pad_id,
-        dtype=settings.dtype,
-    )
+    losses = _losses(model, sequences, settings)
     counts = np.array([sequence.response_tokens for sequence in sequences])
     return np.asarray(-losses * counts, dtype=np.float64).reshape(len(examples), len(options))
 
@@ -125,20 +129,50 @@ def greedy_matches(
     Returns:
         (n,) mean nats per response token, and (n,) whether it matches.
     """
-    losses, correct = np.full(len(examples), np.nan), np.zeros(len(examples), dtype=bool)
+
+    def measure(batch: list[HeldoutExample]) -> FloatArray:
+        with autocasting(device_of(bare_model(model)), settings.dtype):
+            return np.stack(_match_pass(model, batch, end_ids, settings.pad_id), axis=1)
+
     lengths = [example.encoded.num_tokens for example in examples]
-    done = 0
+    found = _in_batches(model, examples, lengths, 2, measure, settings, progress)
+    return found[:, 0], found[:, 1] == 1.0
+
+
+def _in_batches(
+    model: nn.Module,
+    examples: Sequence[HeldoutExample],
+    lengths: Sequence[int],
+    width: int,
+    measure: Callable[[list[HeldoutExample]], FloatArray],
+    settings: PassSettings,
+    progress: Progress | None,
+) -> FloatArray:
+    """(n, width) numbers that ``measure`` gives of all examples, batch by batch, on all ranks."""
+    result, done = np.full((len(examples), width), np.nan), 0
+
+    def values_of(indices: IntArray) -> FloatArray:
+        return measure([examples[int(index)] for index in indices]).ravel()
+
+    batches = plan_batches(lengths, settings.tokens_per_batch)
     with undisturbed(model), torch.no_grad():
-        for indices in plan_batches(lengths, settings.tokens_per_batch):
-            batch = [examples[index] for index in indices]
-            with autocasting(device_of(bare_model(model)), settings.dtype):
-                losses[indices], correct[indices] = _match_pass(
-                    model, batch, end_ids, settings.pad_id
-                )
-            done += len(batch)
+        dealt = settings.ranks.deal(batches, lambda indices: len(indices) * width, values_of)
+        for indices, values in dealt:
+            result[indices] = values.reshape(len(indices), width)
+            done += len(indices)
             if progress is not None:
                 progress(done, len(examples))
-    return losses, correct
+    return result
+
+
+def _losses(model: nn.Module, encoded: Sequence[Encoded], settings: PassSettings) -> FloatArray:
+    return response_losses(
+        model,
+        encoded,
+        tokens_per_batch=settings.tokens_per_batch,
+        pad_id=settings.pad_id,
+        dtype=settings.dtype,
+    )
 
 
 def _prompt_pass(

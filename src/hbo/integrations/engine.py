@@ -17,6 +17,7 @@ from hbo.identity import OtherRunError
 from hbo.integrations.events import listed, ratio, step_event, tracker_metrics, update_event
 from hbo.integrations.observer import BatchObserver, Stopwatch
 from hbo.integrations.ranks import add_over_ranks, check_same_on_all_ranks, world
+from hbo.measure.sharding import check_probe
 from hbo.mixture import FloatArray, Mixture
 from hbo.observations import loss_signals
 from hbo.runlog import RunLog
@@ -118,7 +119,8 @@ class Engine:
 
         Raises:
             StateError: The checkpoint holds another run's balancing state, or a damaged one.
-            ConfigError: ``max_passes`` does not leave enough draws until ``last_step``.
+            ConfigError: ``max_passes`` does not leave enough draws until ``last_step``, or the
+                policy needs probes that this kind of sharding does not allow.
         """
         begins = step == 0 or not self._goes_on(saved)
         if begins:
@@ -130,6 +132,7 @@ class Engine:
             self.warn("balancing-begins", f"balancing begins at step {step}, with its first draw")
         if last_step is not None:
             self.balancer.check_draws_left(max(last_step - step, 0))
+        check_probe(model, self.probed)
         self.observer.watch(model)
         if begins and self.balancer.policy.update_at_start:
             with self.clock.running():

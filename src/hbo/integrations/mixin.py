@@ -30,6 +30,7 @@ from hbo.integrations.events import about_state
 from hbo.integrations.loader import BalancedSampler, ExampleIdCollator, fit_look_ahead
 from hbo.integrations.probing import dataset_probe
 from hbo.measure.fingerprints import tokenizer_fingerprint
+from hbo.measure.forward import bare_model
 from hbo.mixture import Mixture
 from hbo.policies import make_policy
 from hbo.policies.base import Policy
@@ -145,6 +146,7 @@ class BalancingMixin:
             seed=seed,
             pad_id=_pad_id(trainer),
             dtype=torch.bfloat16 if trainer.args.bf16 else None,
+            notice=lambda text: self.engine.warn("probe-memory", text),
         )
         log = run_log if run_log is not None and trainer.is_world_process_zero() else RunLog(None)
         self.engine = Engine(make_balancer, options, probe, log)
@@ -180,7 +182,7 @@ class BalancingMixin:
     def watched_model(self) -> Any:
         """The module whose forward gets the batches, inside any parallel wrapper."""
         trainer: Any = self
-        return trainer.accelerator.unwrap_model(trainer.model)
+        return bare_model(trainer.model)  # FSDP's own wrapper stays: it gathers the parameters
 
     def balance_summary(self) -> dict[str, Any]:
         """Draws, tokens, passes, losses, probabilities and cost so far, as in summary.json."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ def dataset_probe(
     seed: int,
     pad_id: int,
     dtype: torch.dtype | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> Probe:
     """A probe over the rows of a dataset in the mixture's layout.
 
@@ -38,6 +40,7 @@ def dataset_probe(
         seed: Seed of the choice of examples.
         pad_id: Any id of the vocabulary.
         dtype: Autocast type; ``None``: the weights' own.
+        notice: Told, in one line, when memory ran out in a probe.
     """
     has_first_loss = FIRST_LOSS_COLUMN in dataset.column_names
 
@@ -62,4 +65,5 @@ def dataset_probe(
         tokens_per_batch=TOKENS_PER_BATCH,
         pad_id=pad_id,
         dtype=dtype,
+        notice=notice,
     )

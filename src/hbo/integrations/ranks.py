@@ -23,7 +23,9 @@ def add_over_ranks(array: FloatArray) -> FloatArray:
     """The sum of an array over all ranks; every rank must call it at the same point."""
     if world()[1] == 1:
         return array
-    device = "cpu" if dist.get_backend() == "gloo" else torch.accelerator.current_accelerator()
+    # A group made without naming a backend has one for the CPU too, on a machine with a GPU.
+    on_cpu = "cpu:" in dist.get_backend_config()
+    device = "cpu" if on_cpu else torch.accelerator.current_accelerator()
     tensor = torch.tensor(array, dtype=torch.float64, device=device)  # a copy: reduced in place
     dist.all_reduce(tensor)
     return tensor.cpu().numpy()

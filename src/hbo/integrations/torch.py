@@ -59,9 +59,9 @@ class MixtureSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         per_step = self.balancer.draws_per_step
-        start = self.balancer.step * per_step
+        left = max(self.steps - self.balancer.step, 0) * per_step
         share = slice(self.rank, None, self.world_size)
-        for ids in self.balancer.look_ahead(start, self.steps * per_step - start):
+        for ids in self.balancer.look_ahead(self.balancer.position, left):
             yield from ids.reshape(-1, self.batch_size)[share].ravel().tolist()
 
 
@@ -69,11 +69,13 @@ class BalancedLoop:
     """Balancing for a training loop that you write yourself.
 
     Three calls: ``loader`` for the batches, ``watch`` round the forward pass, ``step`` after each
-    optimiser step.
+    optimiser step. With several ranks every rank makes the same calls; each gets its own share of
+    the stream, and all hold the same probabilities.
 
     Args:
-        model: The module that is trained, inside any parallel wrapper: its output must carry
-            ``logits`` (and the batch ``labels``).
+        model: The module that is trained: inside DistributedDataParallel, after ``fully_shard``
+            (FSDP2), or FSDP1's wrapper itself. Its output must carry ``logits`` (and the batch
+            ``labels``).
         mixture: What ``build_mixture`` gave, with tokenised rows.
         policy: A policy or the name of one (``hbo.POLICIES``).
         steps: Optimiser steps of the whole run.
@@ -133,6 +135,7 @@ class BalancedLoop:
             seed=seed,
             pad_id=pad_id,
             dtype=dtype,
+            notice=lambda text: self.engine.warn("probe-memory", text),
         )
         self._model = model
         self._dataset = mixture.dataset

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from hbo.errors import EnvironmentProblem
 from hbo.measure.examples import IGNORED, Encoded
 from hbo.mixture import IntArray
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,3 +93,98 @@ def collate(examples: Sequence[Encoded], pad_id: int) -> Batch:
         mask[row, : example.num_tokens] = 1
         labels[row, : example.num_tokens] = example.labels
     return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels))
+
+
+class OutOfMemory(EnvironmentProblem):
+    """Memory ran out, and no smaller batch can help."""
+
+
+class TokenBudget:
+    """Padded tokens of a batch: halved whenever memory runs out, and small from then on.
+
+    Args:
+        tokens: Padded tokens that one batch may hold.
+        notice: Told, in one line, of each change.
+
+    Example:
+        >>> budget = TokenBudget(9)
+        >>> examples = [Encoded(np.arange(n), np.arange(n)) for n in (3, 9, 4, 4)]
+        >>> for indices, tokens in budget.run(examples, lambda e: sum(x.num_tokens for x in e)):
+        ...     print(indices.tolist(), tokens)
+        [1] 9
+        [2, 3] 8
+        [0] 3
+    """
+
+    def __init__(self, tokens: int, notice: Callable[[str], None] | None = None) -> None:
+        self.tokens = tokens
+        self.notice = notice or (lambda _line: None)
+
+    @classmethod
+    def of(cls, tokens: TokenBudget | int) -> TokenBudget:
+        """A budget as it is, or a fresh one."""
+        return tokens if isinstance(tokens, TokenBudget) else cls(tokens)
+
+    def run(
+        self,
+        encoded: Sequence[Encoded],
+        work: Callable[[list[Encoded]], Found],
+        *,
+        together: bool = False,
+    ) -> Iterator[tuple[IntArray, Found]]:
+        """Do some work on every example, in batches that memory holds.
+
+        Args:
+            encoded: n examples.
+            work: Called with the examples of a batch; when memory runs out in it, it is called
+                again with the halves, so it must leave nothing behind when it fails.
+            together: All ranks do this work together: none can go on with batches of its own.
+
+        Yields:
+            Indices into ``encoded`` and what ``work`` gave for them.
+
+        Raises:
+            OutOfMemory: A single example is too much, or ranks work together.
+        """
+        waiting = deque(plan_batches([example.num_tokens for example in encoded], self.tokens))
+        while waiting:
+            indices = waiting.popleft()
+            examples = [encoded[int(index)] for index in indices]
+            size = len(examples) * max(example.num_tokens for example in examples)
+            failed = len(examples) > 1 and size > self.tokens
+            if not failed:
+                try:
+                    found = work(examples)
+                except (torch.OutOfMemoryError, RuntimeError) as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                    self._shrink(size, len(examples), together, error)
+                    failed = True
+            # Out of the handler, which keeps the tensors of the failed pass alive.
+            if failed:
+                half = (len(indices) + 1) // 2
+                waiting.extendleft([indices[half:], indices[:half]])
+            else:
+                yield indices, found
+
+    def _shrink(self, size: int, count: int, together: bool, error: Exception) -> None:
+        if together:
+            raise OutOfMemory(
+                f"out of memory on a batch of {size} tokens; ranks that share a sharded model "
+                "cannot shrink it alone: lower max_length or, where a probe took it, set "
+                "balance.signals to observed"
+            ) from error
+        if count == 1:
+            raise OutOfMemory(
+                f"out of memory on one example of {size} tokens; lower max_length, use a smaller "
+                "model or, for scoring, the CPU"
+            ) from error
+        self.tokens = size // 2
+        self.notice(
+            f"out of memory in a probe of {size} tokens; batches of {self.tokens} from now on"
+        )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # The CPU's allocator has no exception type of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,10 +19,20 @@ LOGITS_PER_CHUNK = 2**24
 
 
 def bare_model(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel or DistributedDataParallel: no replicas, no all-reduce."""
-    while isinstance(model, (DataParallel, DistributedDataParallel)):
-        model = model.module
+    """The module inside wrappers whose own forward must not run: no replicas, no all-reduce.
+
+    Looked through are DataParallel, DistributedDataParallel and DeepSpeed's engine, whose module
+    holds its hooks; not FSDP1's wrapper, which alone can gather the parameters.
+    """
+    while _is_wrapper(model):
+        model = cast(nn.Module, model.module)
     return model
+
+
+def _is_wrapper(model: nn.Module) -> bool:
+    # DeepSpeed's by name: it is not among our dependencies.
+    deepspeed = any(cls.__name__ == "DeepSpeedEngine" for cls in type(model).__mro__)
+    return deepspeed or isinstance(model, (DataParallel, DistributedDataParallel))
 
 
 def device_of(model: nn.Module) -> torch.device:

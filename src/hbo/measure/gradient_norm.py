@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -10,11 +10,19 @@ import torch
 from torch import nn
 
 from hbo.errors import ConfigError
-from hbo.measure.batches import collate, plan_batches
+from hbo.measure.batches import OutOfMemory, TokenBudget, collate
 from hbo.measure.examples import Encoded
 from hbo.measure.forward import autocasting, bare_model, device_of, token_losses
 from hbo.measure.linear_norms import NotApplicable, linear_gradient_norms
 from hbo.measure.response import response_token_counts
+from hbo.measure.sharding import (
+    Sharding,
+    check_synchronised,
+    probed_together,
+    sharding_of,
+    total_norm,
+    whole,
+)
 from hbo.measure.undisturbed import undisturbed
 from hbo.mixture import FloatArray
 
@@ -26,7 +34,7 @@ def example_gradient_norms(
     model: nn.Module,
     encoded: Sequence[Encoded],
     *,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: TokenBudget | int = 4096,
     pad_id: int = 0,
     dtype: torch.dtype | None = None,
 ) -> FloatArray:
@@ -37,7 +45,9 @@ def example_gradient_norms(
     tokens' gradients point different ways). The norm runs over all trainable parameters: under
     LoRA, the adapters'. Examples are run in eval mode, and the training run is left as it was
     (``undisturbed``); gradients are taken by ``torch.autograd.grad``, so no ``.grad`` is touched
-    and no hook of DistributedDataParallel or of an optimiser fires.
+    and no hook of DistributedDataParallel or of an optimiser fires. Of a model that FSDP2 shards,
+    all ranks measure the same examples together: the mean over ranks that its backward pass leaves
+    is then the gradient itself.
 
     Where only linear layers are trained (LoRA), a batch of examples shares one backward pass
     (``linear_norms``); elsewhere each has its own (``norms_one_by_one``).
@@ -57,14 +67,20 @@ def example_gradient_norms(
     """
     module = bare_model(model)
     _trainable(module)
+    budget = TokenBudget.of(tokens_per_batch)
     try:
         with undisturbed(module), torch.enable_grad():
             return linear_gradient_norms(
-                module, encoded, tokens_per_batch=tokens_per_batch, pad_id=pad_id, dtype=dtype
+                module, encoded, tokens_per_batch=budget, pad_id=pad_id, dtype=dtype
             )
-    except (NotApplicable, torch.OutOfMemoryError):
-        # One by one needs the least memory too: layers that training checkpoints, recompute.
-        return norms_one_by_one(module, encoded, dtype=dtype)
+    except NotApplicable:
+        pass
+    except OutOfMemory:
+        if probed_together(module):
+            raise
+        budget.notice("out of memory in a probe of one example; gradients are recomputed, slower")
+    # One by one needs the least memory too: layers that training checkpoints, recompute.
+    return norms_one_by_one(module, encoded, dtype=dtype)
 
 
 def norms_one_by_one(
@@ -74,7 +90,7 @@ def norms_one_by_one(
     norms = np.full(len(encoded), np.nan)
     for index, example in enumerate(encoded):
         if example.response_tokens:
-            norms[index] = _norm(_batch_gradient(model, [example], dtype=dtype))
+            norms[index] = total_norm(_batch_gradient(model, [example], dtype=dtype))
     return norms
 
 
@@ -82,7 +98,7 @@ def batch_gradient_norm(
     model: nn.Module,
     encoded: Sequence[Encoded],
     *,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: TokenBudget | int = 4096,
     pad_id: int = 0,
     dtype: torch.dtype | None = None,
 ) -> float:
@@ -108,7 +124,7 @@ def batch_gradient_norm(
     """
     if not response_token_counts(encoded).sum():
         return float("nan")
-    return _norm(
+    return total_norm(
         _batch_gradient(
             model, encoded, tokens_per_batch=tokens_per_batch, pad_id=pad_id, dtype=dtype
         )
@@ -119,7 +135,7 @@ def gradient_cosines(
     model: nn.Module,
     batches: Sequence[Sequence[Encoded]],
     *,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: TokenBudget | int = 4096,
     pad_id: int = 0,
     dtype: torch.dtype | None = None,
     max_bytes: int = MAX_STORED_BYTES,
@@ -157,7 +173,7 @@ def gradient_cosines(
             gradient = _batch_gradient(
                 model, batch, tokens_per_batch=tokens_per_batch, pad_id=pad_id, dtype=dtype
             )
-            flat = torch.cat([part.flatten().cpu() for part in gradient])
+            flat = torch.cat([whole(part).flatten().cpu() for part in gradient])
             units[row] = flat / flat.norm()
     cosines = (units @ units.T).double().numpy()
     return np.asarray(np.clip(cosines, -1.0, 1.0), dtype=np.float64)
@@ -167,28 +183,53 @@ def _batch_gradient(
     model: nn.Module,
     encoded: Sequence[Encoded],
     *,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: TokenBudget | int = 4096,
     pad_id: int = 0,
     dtype: torch.dtype | None = None,
 ) -> list[torch.Tensor]:
     """fp32 gradient, one tensor per trainable parameter, of the batch's loss per response token."""
     module = bare_model(model)
-    parameters, device = _trainable(module), device_of(module)
     response_tokens = int(response_token_counts(encoded).sum())
     total: list[torch.Tensor] = []
     with undisturbed(module), torch.enable_grad():
         _keep_checkpointing(module)
-        for indices in plan_batches([e.num_tokens for e in encoded], tokens_per_batch):
-            batch = collate([encoded[index] for index in indices], pad_id).to(device)
+        parameters, device = _trainable(module), device_of(module)
+        gradients = _gradients_of(module, parameters)
+
+        def micro_batch(examples: list[Encoded]) -> Sequence[torch.Tensor | None]:
+            batch = collate(examples, pad_id).to(device)
             with autocasting(device, dtype):
                 loss = token_losses(module, batch).sum() / response_tokens
-            parts = torch.autograd.grad(loss, parameters, allow_unused=True)
+            return gradients(loss)
+
+        budget = TokenBudget.of(tokens_per_batch)
+        for _, parts in budget.run(encoded, micro_batch, together=probed_together(module)):
             # Of a batch in one piece no second copy is made.
             total = [
                 _added(total[place] if total else None, part, parameters[place])
                 for place, part in enumerate(parts)
             ]
     return total
+
+
+def _gradients_of(
+    module: nn.Module, parameters: Sequence[nn.Parameter]
+) -> Callable[[torch.Tensor], Sequence[torch.Tensor | None]]:
+    """How the gradients of a loss are taken: a function of the loss."""
+    if sharding_of(module) is not Sharding.DTENSOR:
+        return lambda loss: torch.autograd.grad(loss, parameters, allow_unused=True)
+    check_synchronised(module)
+
+    def reduced(loss: torch.Tensor) -> list[torch.Tensor | None]:
+        # The graph holds gathered copies of the parameters. What autograd finds for them, FSDP2
+        # averages over the ranks into the shards' ``grad``.
+        loss.backward()  # type: ignore[no-untyped-call]
+        found = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        return found
+
+    return reduced
 
 
 def _added(
@@ -205,11 +246,6 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
     if not parameters:
         raise ConfigError("gradient norms need a trainable parameter, and the model has none")
     return parameters
-
-
-def _norm(gradient: Sequence[torch.Tensor]) -> float:
-    # Devices may differ under a device map; the norms of the parts are a handful of numbers.
-    return float(np.sqrt(sum(float(part.norm().double()) ** 2 for part in gradient)))
 
 
 def _keep_checkpointing(module: nn.Module) -> None:

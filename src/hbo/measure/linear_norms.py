@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from hbo.measure.batches import Batch, collate, plan_batches
+from hbo.measure.batches import Batch, TokenBudget, collate
 from hbo.measure.examples import IGNORED, Encoded
 from hbo.measure.forward import autocasting, device_of, token_losses
+from hbo.measure.sharding import is_dtensor, probed_together
 from hbo.mixture import FloatArray
 
 
@@ -25,6 +26,7 @@ class _Call:
     layer: nn.Linear
     inputs: torch.Tensor
     outputs: torch.Tensor
+    parallel: bool
 
 
 def trained_linear_layers(module: nn.Module) -> list[nn.Linear]:
@@ -49,7 +51,7 @@ def linear_gradient_norms(
     module: nn.Module,
     encoded: Sequence[Encoded],
     *,
-    tokens_per_batch: int,
+    tokens_per_batch: TokenBudget | int,
     pad_id: int,
     dtype: torch.dtype | None,
 ) -> FloatArray:
@@ -72,19 +74,28 @@ def linear_gradient_norms(
         (n,) norms of the gradient of each example's mean loss; NaN without a response token.
 
     Raises:
-        NotApplicable: ``trained_linear_layers``; or a layer ran twice, or not on whole rows.
+        NotApplicable: ``trained_linear_layers``; or a layer ran twice, not on whole rows, or is
+            split by tensor parallelism.
+        OutOfMemory: Memory does not hold a single example, or, of a sharded model, a batch.
     """
     layers, device = trained_linear_layers(module), device_of(module)
     squares = np.zeros(len(encoded))
-    for indices in plan_batches([e.num_tokens for e in encoded], tokens_per_batch):
-        batch = collate([encoded[index] for index in indices], pad_id).to(device)
+
+    def squared_norms(examples: Sequence[Encoded]) -> FloatArray:
+        batch = collate(examples, pad_id).to(device)
         with _recorded(layers) as calls, autocasting(device, dtype):
             loss = _sum_of_means(module, batch)
         _check(calls, batch)
         gradients = torch.autograd.grad(loss, [call.outputs for call in calls], allow_unused=True)
+        found = np.zeros(len(examples))
         for call, gradient in zip(calls, gradients, strict=True):
             if gradient is not None:
-                squares[indices] += _squared_norms(call, gradient).double().cpu().numpy()
+                found += _squared_norms(call, gradient).double().cpu().numpy()
+        return found
+
+    budget = TokenBudget.of(tokens_per_batch)
+    for indices, found in budget.run(encoded, squared_norms, together=probed_together(module)):
+        squares[indices] = found
     answered = np.array([example.response_tokens > 0 for example in encoded], dtype=bool)
     return np.where(answered, np.sqrt(squares), np.nan)
 
@@ -95,7 +106,8 @@ def _recorded(layers: Sequence[nn.Linear]) -> Iterator[list[_Call]]:
 
     def record(layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         assert isinstance(layer, nn.Linear)
-        calls.append(_Call(layer, args[0].detach(), output))
+        # FSDP2 has gathered the weight by now; what is still sharded is tensor-parallel.
+        calls.append(_Call(layer, args[0].detach(), output, is_dtensor(layer.weight)))
 
     handles = [layer.register_forward_hook(record) for layer in layers]
     try:
@@ -118,7 +130,7 @@ def _check(calls: Sequence[_Call], batch: Batch) -> None:
     seen = [id(call.layer) for call in calls]
     rows = batch.input_ids.shape[:1]
     whole = all(call.inputs.ndim == 3 and call.inputs.shape[:1] == rows for call in calls)
-    if len(set(seen)) != len(seen) or not whole:
+    if len(set(seen)) != len(seen) or not whole or any(call.parallel for call in calls):
         raise NotApplicable
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hbo.errors import ConfigError
+from hbo.measure.batches import TokenBudget
 from hbo.measure.examples import Encoded
 from hbo.measure.gradient_norm import batch_gradient_norm, example_gradient_norms, gradient_cosines
 from hbo.measure.response import response_losses
+from hbo.measure.sharding import check_probe, probed_together
 from hbo.mixture import FloatArray, IntArray, Mixture
 from hbo.signals import (
     BATCH_GRADIENT_NORM,
@@ -48,6 +51,15 @@ class ProbeValues:
     forward_examples: int
     backward_examples: int
 
+    def none(self) -> ProbeValues:
+        """The same measurement, made, but handed in by another rank."""
+        nothing = np.empty(0, np.int64), np.empty(0)
+        return replace(
+            self,
+            examples=dict.fromkeys(self.examples, nothing),
+            whole={name: np.full_like(column, np.nan) for name, column in self.whole.items()},
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Probe:
@@ -68,9 +80,11 @@ class Probe:
         examples_per_subset: Examples of the batch of a subset that is measured whole (drawn
             uniformly from it: B_i of Eq. 7); ``None``: ``examples_per_cell`` x groups.
         seed: Seed of the choice.
-        tokens_per_batch: Padded tokens of one batch.
+        tokens_per_batch: Padded tokens of one batch, to begin with: when memory runs out, this and
+            all later probes go on with smaller ones (``TokenBudget``).
         pad_id: Any id of the vocabulary.
         dtype: Autocast to this type; ``None``: the weights' own.
+        notice: Told, in one line, when memory ran out.
 
     Raises:
         ConfigError: A number of examples is below 1.
@@ -86,6 +100,7 @@ class Probe:
     tokens_per_batch: int = 4096
     pad_id: int = 0
     dtype: torch.dtype | None = field(default=None)
+    notice: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         for name in ("examples_per_cell", "gradient_examples_per_cell", "examples_per_subset"):
@@ -136,7 +151,8 @@ class Probe:
 
         Examples and subsets are dealt to the ranks in turn: rank r takes numbers r, r + world_size,
         ... of the whole choice, and the ranks' values put together are those of one rank. Cosines
-        compare every subset with every other and are rank 0's.
+        compare every subset with every other and are rank 0's. Of a sharded model, whose ranks have
+        to enter every pass together, all measure everything, and rank 0 alone hands it in.
 
         Args:
             model: The model in training; wrappers such as DistributedDataParallel are looked
@@ -152,10 +168,24 @@ class Probe:
             Per-example values and whole values; only those wanted.
 
         Raises:
-            ConfigError: A signal that no probe measures; ``perplexity_ratio`` without
-                ``first_loss``.
+            ConfigError: A signal that no probe measures, or none on a model sharded in this way
+                (``check_probe``); ``perplexity_ratio`` without ``first_loss``.
         """
-        self._check(wanted)
+        self._check(model, wanted)
+        if not probed_together(model):
+            return self._measure(model, wanted, number, cells, rank, world_size)
+        values = self._measure(model, wanted, number, cells, 0, 1)
+        return values if rank == 0 else values.none()
+
+    def _measure(
+        self,
+        model: nn.Module,
+        wanted: Collection[str],
+        number: int,
+        cells: NDArray[np.bool_] | None,
+        rank: int,
+        world_size: int,
+    ) -> ProbeValues:
         mine = slice(rank, None, world_size)
         loss_ids, norm_ids = np.empty(0, np.int64), np.empty(0, np.int64)
         examples: dict[str, tuple[IntArray, FloatArray]] = {}
@@ -169,7 +199,7 @@ class Probe:
             norms = example_gradient_norms(
                 model,
                 self.get_examples(norm_ids),
-                tokens_per_batch=self.tokens_per_batch,
+                tokens_per_batch=self._budget,
                 pad_id=self.pad_id,
                 dtype=self.dtype,
             )
@@ -188,7 +218,11 @@ class Probe:
             backward += sum(len(self.subset_batch(number, int(k))) for k in compared)
         return ProbeValues(examples, whole, len(loss_ids), backward)
 
-    def _check(self, wanted: Collection[str]) -> None:
+    @cached_property
+    def _budget(self) -> TokenBudget:
+        return TokenBudget(self.tokens_per_batch, self.notice)
+
+    def _check(self, model: nn.Module, wanted: Collection[str]) -> None:
         unknown = sorted(set(wanted) - PROBED_SIGNALS)
         if unknown:
             raise ConfigError(
@@ -200,6 +234,7 @@ class Probe:
                 "perplexity_ratio needs the loss of each example under the untouched model "
                 "(first_loss); score the mixture with the model that is trained"
             )
+        check_probe(model, wanted)
 
     def _choice(self, kind: int, number: int, place: int, size: int, count: int) -> IntArray:
         """``count`` distinct positions below ``size``; of a larger count, a smaller is the head."""
@@ -223,7 +258,7 @@ class Probe:
         losses = response_losses(
             model,
             self.get_examples(ids),
-            tokens_per_batch=self.tokens_per_batch,
+            tokens_per_batch=self._budget,
             pad_id=self.pad_id,
             dtype=self.dtype,
         )
@@ -241,7 +276,7 @@ class Probe:
             norms[subset] = batch_gradient_norm(
                 model,
                 self.get_examples(self.subset_batch(number, int(subset))),
-                tokens_per_batch=self.tokens_per_batch,
+                tokens_per_batch=self._budget,
                 pad_id=self.pad_id,
                 dtype=self.dtype,
             )
@@ -255,7 +290,7 @@ class Probe:
         cosines = gradient_cosines(
             model,
             [self.get_examples(self.subset_batch(number, int(subset))) for subset in subsets],
-            tokens_per_batch=self.tokens_per_batch,
+            tokens_per_batch=self._budget,
             pad_id=self.pad_id,
             dtype=self.dtype,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,10 +9,10 @@ import torch
 from torch import nn
 
 from hbo.difficulty.metrics import ResponseStatistics
-from hbo.errors import EnvironmentProblem
-from hbo.measure.batches import collate, plan_batches
+from hbo.measure.batches import TokenBudget, collate
 from hbo.measure.examples import Encoded
 from hbo.measure.forward import autocasting, bare_model, device_of, token_losses
+from hbo.measure.sharding import probed_together
 from hbo.measure.undisturbed import undisturbed
 from hbo.mixture import FloatArray, IntArray
 
@@ -82,54 +81,34 @@ def response_losses(
     model: nn.Module,
     encoded: Sequence[Encoded],
     *,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: TokenBudget | int = 4096,
     pad_id: int = 0,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> FloatArray:
     """One pass of ``response_statistics``: (N,) nats per response token, NaN where there is none.
 
+    Of a sharded model all ranks call it together, with the same examples.
+
     Raises:
-        EnvironmentProblem: Memory does not hold a single example.
+        EnvironmentProblem: Memory does not hold a single example, or, of a sharded model, a batch.
     """
     losses = np.full(len(encoded), np.nan)
     measurable = np.flatnonzero(response_token_counts(encoded) > 0)
-    lengths = [encoded[int(index)].num_tokens for index in measurable]
-    waiting = deque(measurable[batch] for batch in plan_batches(lengths, tokens_per_batch))
-    largest, done = tokens_per_batch, len(encoded) - len(measurable)
+    examples = [encoded[int(index)] for index in measurable]
+    done = len(encoded) - len(measurable)
+    budget, together = TokenBudget.of(tokens_per_batch), probed_together(model)
     # Not inference_mode: a buffer that a model makes on the way (a rotary table grown to a longer
     # sequence) would stay behind as an inference tensor, which no later backward pass accepts.
-    with undisturbed(model), torch.no_grad():
-        while waiting:
-            indices = waiting.popleft()
-            examples = [encoded[int(index)] for index in indices]
-            size = len(indices) * max(example.num_tokens for example in examples)
-            try:
-                fits = len(indices) == 1 or size <= largest
-                batch_losses = _mean_losses(model, examples, pad_id, dtype) if fits else None
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                batch_losses, largest = None, size // 2
-                if len(indices) == 1:
-                    raise EnvironmentProblem(
-                        f"out of memory on one example of {size} tokens; lower max_length, use a "
-                        "smaller scoring model or score on the CPU"
-                    ) from error
-            if batch_losses is None:
-                half = (len(indices) + 1) // 2
-                waiting.extendleft([indices[half:], indices[:half]])
-                continue
-            losses[indices] = batch_losses
+    with undisturbed(model, gradients=False), torch.no_grad():
+        for indices, found in budget.run(
+            examples, lambda batch: _mean_losses(model, batch, pad_id, dtype), together=together
+        ):
+            losses[measurable[indices]] = found
             done += len(indices)
             if progress is not None:
                 progress(done, len(encoded))
     return losses
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # The CPU's allocator has no exception type of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def response_token_counts(encoded: Sequence[Encoded]) -> IntArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,12 +19,14 @@ from hbo.difficulty.metrics import ResponseStatistics
 from hbo.errors import EnvironmentProblem
 from hbo.measure.examples import Encoded
 from hbo.measure.fingerprints import examples_fingerprint
+from hbo.measure.ranks import ONE_RANK, Ranks
 from hbo.measure.response import Progress, alone_examples, response_losses, response_token_counts
 from hbo.mixture import FloatArray
 
 SCHEMA = 1
 SHARD_SIZE = 128
-"""Examples of a shard: what a kill loses at most, and what is sorted by length together."""
+"""Examples of a shard: what a kill loses at most on each rank, and what is batched together."""
+_PREFIX = ".scores-"
 
 Notice = Callable[[str], None]
 """Called with one line for the user."""
@@ -42,6 +45,7 @@ def score_examples(
     progress: Progress | None = None,
     notice: Notice | None = None,
     shard_size: int = SHARD_SIZE,
+    ranks: Ranks = ONE_RANK,
 ) -> ResponseStatistics:
     """Response statistics of all examples, measuring only what the cache does not hold.
 
@@ -52,38 +56,50 @@ def score_examples(
     finds it done, and of appended data only the new is measured. A damaged file is measured again,
     with a notice.
 
+    Several ranks share the shards that the cache of rank 0 lacks. Shards, and the batches inside
+    them, do not depend on the ranks, so neither does a score: it is the same bit for bit on ranks
+    that compute alike (the same kind of device, as many threads, memory enough for the batches).
+    Each rank keeps what it measured in the cache that it sees; rank 0 keeps everything, so that
+    machines with disks of their own have one complete cache.
+
     Args:
         model: The scoring model, or a function that loads it, called only if something is to be
-            done.
-        encoded: N examples.
+            done, and only on ranks that have a part in it.
+        encoded: N examples, the same on all ranks.
         alone: Also the pass over the response alone (its shards are kept apart from the others).
         cache_dir: Folder of the cache, made if need be; ``None``: nothing is kept.
         key: What the losses depend on besides the tokens: ``scoring_fingerprint``.
         tokens_per_batch: Padded tokens of one batch.
         pad_id: Any id of the vocabulary.
         dtype: Autocast to this type; ``None``: the weights' own.
-        progress: Called with (examples done, in all), both passes together, cached ones included.
-        notice: Told of damaged shards.
+        progress: Called with (examples done, in all), both passes and all ranks together, cached
+            ones included.
+        notice: Told of damaged shards, on rank 0.
         shard_size: Examples per shard.
+        ranks: Who measures; every rank of them calls this.
 
     Returns:
-        As ``response_statistics``.
+        As ``response_statistics``, the same on all ranks.
 
     Raises:
-        EnvironmentProblem: The cache cannot be written, or memory does not hold a single example.
+        EnvironmentProblem: The cache cannot be written, memory does not hold a single example, or
+            another rank failed.
         ValueError: A cache without a key: it would answer for any model.
     """
     if cache_dir is not None and not key:
         raise ValueError("a score cache needs a key: scoring_fingerprint(model_fingerprint(model))")
+    cache = None if cache_dir is None else Path(cache_dir)
+    ranks.combine(0, lambda _nothing: _open(cache))
     scorer = _Scorer(
         model=model,
-        cache=None if cache_dir is None else _opened(Path(cache_dir)),
+        cache=cache,
         key=key,
         tokens_per_batch=tokens_per_batch,
         pad_id=pad_id,
         dtype=dtype,
         notice=notice or (lambda _line: None),
         shard_size=shard_size,
+        ranks=ranks,
     )
     total = len(encoded) * (2 if alone else 1)
 
@@ -101,6 +117,23 @@ def score_examples(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Shard:
+    """Examples that are measured and kept together, from ``start`` on in the order of all."""
+
+    start: int
+    examples: Sequence[Encoded]
+    path: Path | None
+
+    @property
+    def place(self) -> slice:
+        return slice(self.start, self.start + len(self.examples))
+
+    @property
+    def tokens(self) -> int:
+        return sum(example.num_tokens for example in self.examples)
+
+
 @dataclass
 class _Scorer:
     """One pass over many shards; holds the model once it had to be loaded."""
@@ -113,34 +146,74 @@ class _Scorer:
     dtype: torch.dtype | None
     notice: Notice
     shard_size: int
+    ranks: Ranks
 
     def losses(
         self, encoded: Sequence[Encoded], kind: str, report: Callable[[int], None]
     ) -> FloatArray:
-        parts = []
-        for start in range(0, len(encoded), self.shard_size):
-            shard = encoded[start : start + self.shard_size]
-            parts.append(self._shard_losses(shard, kind, start, report))
-            report(start + len(shard))
-        return np.concatenate(parts) if parts else np.empty(0)
+        shards = self._shards(encoded, kind)
+        losses, known = self._known(shards, len(encoded))
+        missing = [shard for shard, is_known in zip(shards, known, strict=True) if not is_known]
+        # Shards of like cost in one round; the longest first, as memory fails soon if it fails.
+        missing.sort(key=lambda shard: shard.tokens, reverse=True)
+        done = len(encoded) - sum(len(shard.examples) for shard in missing)
+        elsewhere: list[tuple[_Shard, FloatArray]] = []
 
-    def _shard_losses(
-        self, shard: Sequence[Encoded], kind: str, start: int, report: Callable[[int], None]
-    ) -> FloatArray:
-        path = self._path(shard, kind)
-        known = None if path is None else _read(path, len(shard), self.notice)
-        if known is not None:
-            return known
+        def measure(shard: _Shard) -> FloatArray:
+            self._keep(elsewhere)
+            return self._measure(shard, lambda more: report(done + more))
+
+        report(done)
+        dealt = self.ranks.deal(missing, lambda shard: len(shard.examples), measure)
+        for number, (shard, values) in enumerate(dealt):
+            losses[shard.place] = values
+            done += len(shard.examples)
+            report(done)
+            if number % self.ranks.world_size:
+                elsewhere.append((shard, values))
+        self.ranks.combine(0, lambda _nothing: self._keep(elsewhere))
+        return losses
+
+    def _keep(self, elsewhere: list[tuple[_Shard, FloatArray]]) -> None:
+        """Rank 0 writes what other ranks measured, unless they wrote it to the same disk."""
+        for shard, values in elsewhere:
+            if self.ranks.rank == 0 and shard.path and _read(shard, lambda _line: None) is None:
+                _write(shard.path, values)
+        elsewhere.clear()
+
+    def _shards(self, encoded: Sequence[Encoded], kind: str) -> list[_Shard]:
+        shards = []
+        for start in range(0, len(encoded), self.shard_size):
+            examples = encoded[start : start + self.shard_size]
+            shards.append(_Shard(start, examples, self._path(examples, kind)))
+        return shards
+
+    def _known(self, shards: Sequence[_Shard], count: int) -> tuple[FloatArray, FloatArray]:
+        """(count,) losses as far as rank 0 has them in its cache, and per shard whether it has."""
+
+        def fill(values: FloatArray) -> None:
+            if self.ranks.rank > 0:
+                return
+            for number, shard in enumerate(shards):
+                found = _read(shard, self.notice)
+                if found is not None:
+                    values[shard.place] = found
+                    values[count + number] = 1.0
+
+        values = self.ranks.combine(count + len(shards), fill)
+        return values[:count], values[count:]
+
+    def _measure(self, shard: _Shard, report: Callable[[int], None]) -> FloatArray:
         losses = response_losses(
             self._loaded(),
-            shard,
+            shard.examples,
             tokens_per_batch=self.tokens_per_batch,
             pad_id=self.pad_id,
             dtype=self.dtype,
-            progress=lambda done, _total: report(start + done),
+            progress=lambda done, _total: report(done),
         )
-        if path is not None:
-            _write(path, losses)
+        if shard.path is not None:
+            _write(shard.path, losses)
         return losses
 
     def _path(self, shard: Sequence[Encoded], kind: str) -> Path | None:
@@ -156,15 +229,20 @@ class _Scorer:
         return self.model
 
 
-def _opened(folder: Path) -> Path:
-    """The folder, made and known to be writable before an hour of work."""
+def _open(folder: Path | None) -> None:
+    """Make the folder, know it to be writable before an hour of work, and clear up after kills."""
+    if folder is None:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        for leftover in folder.glob(f"{_PREFIX}*"):
+            # It may be the half-written file of a process that lives: that one writes it again.
+            with contextlib.suppress(OSError):
+                leftover.unlink()
     except OSError as error:
         raise _unwritable(folder, error) from error
-    return folder
 
 
 def _unwritable(folder: Path, error: OSError) -> EnvironmentProblem:
@@ -184,35 +262,48 @@ def _write(path: Path, losses: FloatArray) -> None:
     values = [float(value) for value in losses]
     text = json.dumps({"schema": SCHEMA, "sha256": _checksum(values), "losses": values})
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        while not _wrote(path, text):
+            pass
     except OSError as error:
         raise _unwritable(path.parent, error) from error
 
 
-def _read(path: Path, count: int, notice: Notice) -> FloatArray | None:
-    """Losses of a shard; ``None`` without a file and, with a notice, where it is damaged."""
+def _wrote(path: Path, text: str) -> bool:
+    """Write a file whole or not at all; not so if another process cleared the unfinished one up."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX)
     try:
-        text = path.read_text(encoding="utf-8")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except FileNotFoundError:
+        return False
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    return True
+
+
+def _read(shard: _Shard, notice: Notice) -> FloatArray | None:
+    """Losses of a shard; ``None`` without a file and, with a notice, where it is damaged."""
+    if shard.path is None:
+        return None
+    try:
+        text = shard.path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError):
         text = ""
+    count = len(shard.examples)
     try:
-        shard = json.loads(text)
-        if shard["schema"] == SCHEMA and shard["sha256"] == _checksum(shard["losses"]):
-            losses = np.asarray(shard["losses"], dtype=np.float64)
+        values = json.loads(text)
+        if values["schema"] == SCHEMA and values["sha256"] == _checksum(values["losses"]):
+            losses = np.asarray(values["losses"], dtype=np.float64)
             if losses.shape == (count,):
                 return losses
     except (ValueError, TypeError, KeyError):
         pass
-    notice(f"{path}: damaged shard of the score cache; its {count} examples are scored again")
+    notice(f"{shard.path}: damaged shard of the score cache; its {count} examples are scored again")
     return None

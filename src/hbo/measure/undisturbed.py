@@ -10,9 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from hbo.measure.sharding import reshard
+
 
 @contextmanager
-def undisturbed(model: nn.Module, *, train_mode: bool = False) -> Iterator[nn.Module]:
+def undisturbed(
+    model: nn.Module, *, train_mode: bool = False, gradients: bool = True
+) -> Iterator[nn.Module]:
     """Leave gradients, random state and train mode bit for bit as they were, come what may.
 
     Inside, every parameter's ``grad`` is ``None`` and the model is in eval mode: dropout is off, so
@@ -24,11 +28,14 @@ def undisturbed(model: nn.Module, *, train_mode: bool = False) -> Iterator[nn.Mo
     Restored, also after an exception: ``grad`` of every parameter, ``training`` of every submodule,
     the global random states of Python, NumPy and torch (CPU, CUDA, MPS), and, in train mode, the
     buffers (running statistics). Autocast's cache of cast weights is off inside: a weight cast
-    without gradient here would otherwise be used by the training step around it.
+    without gradient here would otherwise be used by the training step around it. Parameters that
+    FSDP2 gathered are sharded again, before and after.
 
     Args:
         model: The model; wrappers such as DistributedDataParallel are fine.
         train_mode: Measure with dropout on.
+        gradients: Gradients are taken inside; otherwise every ``grad`` stays where it is, which
+            FSDP1 insists on.
 
     Returns:
         The model.
@@ -42,18 +49,22 @@ def undisturbed(model: nn.Module, *, train_mode: bool = False) -> Iterator[nn.Mo
         >>> model.training, torch.equal(before, torch.get_rng_state())
         (True, True)
     """
-    restore = [
+    reshard(model)
+    restore: list[Callable[[], None]] = [
         _remember_random_state(),
         _remember_modes(model),
-        _remember_gradients(model),
         _remember_autocast_cache(),
+        lambda: reshard(model),
     ]
+    if gradients:
+        restore.append(_remember_gradients(model))
     if train_mode:
         restore.append(_remember_buffers(model))
     try:
         torch.set_autocast_cache_enabled(False)
-        for parameter in model.parameters():
-            parameter.grad = None
+        if gradients:
+            for parameter in model.parameters():
+                parameter.grad = None
         model.train(train_mode)
         yield model
     finally:

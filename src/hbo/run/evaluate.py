@@ -14,6 +14,7 @@ from hbo.run.heldout import evaluate_test, to_json
 from hbo.run.models import load_model
 from hbo.run.prepare import Prepared, prepare
 from hbo.run.progress import bar, say
+from hbo.run.world import is_main
 
 SCHEMA = 1
 
@@ -26,7 +27,7 @@ def evaluate_run(folder: Path | str) -> dict[str, Any]:
 
     Returns:
         ``subsets`` and ``macro`` on the test half, and ``benchmarks`` where the configuration
-        names any.
+        names any; nothing on ranks other than 0, which only share the work.
 
     Raises:
         DataError: There is no finished run, or its data are not where they were.
@@ -42,6 +43,8 @@ def evaluate_run(folder: Path | str) -> dict[str, Any]:
     prepared = prepare(loaded, say)
     with bar("evaluating") as done:
         results = evaluate_test(_model(prepared, model_folder), prepared, done)
+    if not is_main():
+        return {}
     evaluation = {"schema": SCHEMA, "split": "test", "step": _step(folder), **to_json(results)}
     if loaded.config.evaluation.benchmarks:
         evaluation["benchmarks"] = _benchmarks(loaded, prepared, model_folder)

@@ -9,6 +9,7 @@ from hbo.data.formats import response_text
 from hbo.evaluation.examples import HeldoutExample, find_options
 from hbo.evaluation.heldout import HeldoutResult, evaluate_heldout, macro
 from hbo.run.prepare import Part, Prepared
+from hbo.run.scores import all_ranks
 
 Done = Callable[[int, int], None]
 
@@ -16,10 +17,10 @@ Done = Callable[[int, int], None]
 def evaluate_test(
     model: Any, prepared: Prepared, done: Done | None = None
 ) -> dict[str, HeldoutResult]:
-    """Loss, perplexity and accuracy on the test half of each subset.
+    """Loss, perplexity and accuracy on the test half of each subset, by all ranks together.
 
     Args:
-        model: On its device, with or without adapters.
+        model: On its device, with or without adapters; the same weights on all ranks.
         prepared: The mixture.
         done: Told of (examples done, all).
     """
@@ -32,6 +33,7 @@ def evaluate_test(
         options={part.name: find_options(_all_examples(part)) for part in prepared.parts},
         tokens_per_batch=settings.tokens_per_batch,
         progress=done,
+        ranks=all_ranks(),
     )
 
 

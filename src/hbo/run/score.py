@@ -11,25 +11,26 @@ from hbo.config import LoadedConfig
 from hbo.mixture import FloatArray
 from hbo.run.caches import scores_dir
 from hbo.run.plan import plan_of
-from hbo.run.prepare import prepare
+from hbo.run.prepare import Prepared, prepare
 from hbo.run.progress import bar, say
-from hbo.run.scores import Notice, measured_scores
+from hbo.run.scores import Notice, measured_scores, on_all_ranks
 
 
 def score_run(loaded: LoadedConfig, notice: Notice = say) -> dict[str, Any]:
     """Score what the cache lacks, and describe the scores per subset.
 
+    Under ``torchrun`` every rank calls this and measures its share; all get the same result.
+
     Args:
         loaded: The configuration.
-        notice: Told of damaged caches.
+        notice: Told of damaged caches, on rank 0.
 
     Returns:
         ``metric``, ``cache_dir``, ``seconds`` and ``subsets``: name -> number of examples,
         quantiles of their difficulty, and how many could not be measured.
     """
     start = time.perf_counter()
-    prepared = prepare(loaded, say)
-    plan_of(prepared)
+    prepared = on_all_ranks(lambda: _checked(loaded))
     with bar("scoring") as done:
         scores = measured_scores(prepared, done, notice)
     return {
@@ -38,6 +39,12 @@ def score_run(loaded: LoadedConfig, notice: Notice = say) -> dict[str, Any]:
         "seconds": time.perf_counter() - start,
         "subsets": {name: _describe(values) for name, values in scores.difficulty.items()},
     }
+
+
+def _checked(loaded: LoadedConfig) -> Prepared:
+    prepared = prepare(loaded, say)
+    plan_of(prepared)
+    return prepared
 
 
 def _describe(values: FloatArray) -> dict[str, Any]:

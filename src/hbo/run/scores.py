@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from hbo.data.subset import COLUMN
 from hbo.difficulty.metrics import NEEDS_ALONE, ResponseStatistics, difficulty_scores
 from hbo.errors import EnvironmentProblem
 from hbo.measure.examples import Encoded
+from hbo.measure.ranks import ONE_RANK, Ranks
 from hbo.mixture import FloatArray
 from hbo.policies import make_policy
 from hbo.run.caches import scores_dir
@@ -26,6 +27,7 @@ from hbo.signals import FIRST_LOSS, PERPLEXITY_RATIO
 OWN = ("model",)
 SCORING = ("difficulty", "scoring_model")
 
+Result = TypeVar("Result")
 Done = Callable[[int, int], None]
 Notice = Callable[[str], None]
 
@@ -73,16 +75,23 @@ def measured_scores(
     notice: Notice | None = None,
     load_own: Callable[[], Any] | None = None,
 ) -> Scores:
-    """Scores and first losses, measuring what the cache lacks.
+    """Scores and first losses, measuring what the cache lacks, on all ranks of the run together.
 
     The first loss, under the model that will be trained, comes from the scoring pass itself where
     the scoring model is that model; another scoring model costs a pass more.
 
     Args:
         prepared: The mixture's tokens.
-        done: Told of examples done, and of all.
-        notice: Told of damaged caches.
-        load_own: Loads the model to be trained, where the caller will go on using it.
+        done: Told of examples done on all ranks, and of all.
+        notice: Told of damaged caches, on rank 0.
+        load_own: Loads the model to be trained, where the caller will go on using it; a rank that
+            has nothing to measure does not call it.
+
+    Returns:
+        The same on all ranks, whatever their caches held; every rank calls this.
+
+    Raises:
+        EnvironmentProblem: Something failed on this rank, or on another.
     """
 
     def load(path: tuple[str, ...]) -> Any:
@@ -92,8 +101,44 @@ def measured_scores(
         return load_model(prepared.loaded, name, prepared.settings, path)
 
     return _scores(
-        prepared, load, with_first=wants_first_losses(prepared), done=done, notice=notice
+        prepared,
+        load,
+        with_first=wants_first_losses(prepared),
+        done=done,
+        notice=notice,
+        ranks=all_ranks(),
     )
+
+
+def all_ranks() -> Ranks:
+    """The ranks of this run, for measurements that they share."""
+    from hbo.integrations.ranks import add_over_ranks, world
+
+    rank, world_size = world()
+    return Ranks(rank, world_size, add_over_ranks)
+
+
+def on_all_ranks(work: Callable[[], Result]) -> Result:
+    """Do something on every rank; where it fails on one it fails on all, and none waits for it.
+
+    The work itself may open the process group, as ``prepare`` does.
+
+    Args:
+        work: Needs no other rank.
+    """
+    results: list[Result] = []
+    failure: list[Exception] = []
+    try:
+        results.append(work())
+    except Exception as error:
+        failure.append(error)
+
+    def outcome(_nothing: FloatArray) -> None:
+        if failure:
+            raise failure[0]
+
+    all_ranks().combine(0, outcome)
+    return results[0]
 
 
 def wants_first_losses(prepared: Prepared) -> bool:
@@ -111,13 +156,14 @@ def _scores(
     with_first: bool,
     done: Done | None = None,
     notice: Notice | None = None,
+    ranks: Ranks = ONE_RANK,
 ) -> Scores:
     config = prepared.loaded.config
     metric = config.difficulty.metric
     same = prepared.scoring_model == prepared.model
 
     def measure(path: tuple[str, ...], alone: bool) -> dict[str, ResponseStatistics]:
-        return _statistics(prepared, path, alone, lambda: load(path), done, notice)
+        return _statistics(prepared, path, alone, lambda: load(path), done, notice, ranks)
 
     alone = metric in NEEDS_ALONE
     first = measure(OWN, alone and same) if with_first else None
@@ -147,6 +193,7 @@ def _statistics(
     load: Callable[[], Any],
     done: Done | None,
     notice: Notice | None,
+    ranks: Ranks,
 ) -> dict[str, ResponseStatistics]:
     from hbo.measure.scoring import score_examples
 
@@ -170,6 +217,7 @@ def _statistics(
         pad_id=prepared.tokenizer.pad_token_id or 0,
         progress=done,
         notice=notice,
+        ranks=ranks,
     )
     return split_statistics(statistics, prepared.encoded)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def rank() -> int:
@@ -18,3 +21,16 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this process writes files and prints."""
     return rank() == 0
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Close the process group that the block opened, however it ends, or torch warns at exit."""
+    try:
+        yield
+    finally:
+        if "torch" in sys.modules:
+            import torch.distributed as dist
+
+            if dist.is_available() and dist.is_initialized():
+                dist.destroy_process_group()
