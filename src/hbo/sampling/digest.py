@@ -44,7 +44,7 @@ class StreamDigest:
             StateError: The history does not reach that far.
         """
         digest = cls()
-        for example_ids in stream.at(up_to).replay():
+        for example_ids in stream.replay(up_to):
             digest.update(example_ids)
         return digest
 

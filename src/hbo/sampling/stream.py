@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hbo.errors import ConfigError, StateError
-from hbo.mixture import FloatArray, IntArray
+from hbo.mixture import IntArray
 from hbo.sampling.draw import Law, Shelves, occurrence_ranks
 from hbo.sampling.random import check_seed, uniforms
 from hbo.sampling.state import Breakpoint, StreamState, checked_law
 
 _BLOCK = 2**16  # draws worked on at once: arrays of this length stay in a processor's cache
+_FEW = 2**9  # a caller that takes so few at a time is served from ids made ahead
+_LEAST_AHEAD, _MOST_AHEAD = 2**10, 2**14
+_NO_IDS: IntArray = np.empty(0, dtype=np.int64)
 
 
 class ExhaustedError(StateError):
@@ -64,18 +67,23 @@ class Stream:
         self.max_draws = _checked_limits(max_draws, len(self.sizes))
         self._shelves = Shelves(self.sizes.ravel(), self.seed)
         self._history: list[Breakpoint] = []
+        # The counts are those at `_position`; from there on ids lie ready, `_given` of them taken.
         self._position = 0
         self._counts: IntArray = np.zeros(self.sizes.size, dtype=np.int64)
+        self._ahead = _NO_IDS
+        self._given = 0
+        self._next_ahead = _LEAST_AHEAD
         self._prepared: tuple[bytes, Law] | None = None
 
     @property
     def position(self) -> int:
         """Number of the next draw, which is how many were made."""
-        return self._position
+        return self._position + self._given
 
     @property
     def counts(self) -> IntArray:
         """(K, G) draws made of each cell; a copy."""
+        self._settle()
         return self._counts.reshape(self.sizes.shape).copy()
 
     @property
@@ -86,6 +94,7 @@ class Stream:
     @property
     def exhausted(self) -> NDArray[np.bool_]:
         """(K,) whether each subset has reached its ``max_draws``."""
+        self._settle()
         drawn = self._counts.reshape(self.sizes.shape).sum(axis=1)
         return np.asarray((self.max_draws >= 0) & (drawn >= self.max_draws), dtype=np.bool_)
 
@@ -101,9 +110,9 @@ class Stream:
             StateError: That draw was made already, a later law was pushed already, the first law
                 does not start at 0, or these are not probabilities.
         """
-        if draw < self._position:
+        if draw < self.position:
             raise StateError(
-                f"new probabilities from draw {draw}, but {self._position} draws were made "
+                f"new probabilities from draw {draw}, but {self.position} draws were made "
                 "already; raise balance.lag, or let the loader look less far ahead"
             )
         last = self._history[-1].draw if self._history else -1
@@ -115,31 +124,13 @@ class Stream:
         if draw == last:
             self._history.pop()
         self._history.append(point)
-        self._prepared = None
-
-    def probabilities_at(self, draw: int) -> FloatArray:
-        """(K, G) law in force at a draw, made or to come, as pushed: before caps; read-only.
-
-        Raises:
-            StateError: No law is in force there.
-        """
-        return self._history[self._law_number(draw)].probabilities
-
-    def effective_probabilities(self) -> FloatArray:
-        """(K, G) probabilities of the next draw: the law in force without exhausted subsets.
-
-        Raises:
-            StateError: No law is in force, or nothing is left to draw.
-        """
-        law = self._law(self._law_number(self._position))
-        chances: FloatArray = law.probabilities / law.cumulative[-1]
-        return chances.reshape(self.sizes.shape)
+        self._forget()
 
     def remaining(self) -> int | None:
         """How many draws the caps still allow; ``None`` where a subset has no cap."""
         if (self.max_draws < 0).any():
             return None
-        return int(self.max_draws.sum()) - self._position
+        return int(self.max_draws.sum()) - self.position
 
     def take(self, count: int) -> IntArray:
         """The next ``count`` example ids.
@@ -154,6 +145,31 @@ class Stream:
             ExhaustedError: The caps leave fewer draws than ``count``; then none is drawn.
             StateError: No law is in force.
         """
+        if not 0 <= count <= _FEW:
+            self._settle()
+            self._ahead = _NO_IDS
+            return self._make(count)
+        if count > self._ahead.size - self._given:
+            self._make_ahead(count)
+        start = self._given
+        self._given += count
+        return self._ahead[start : start + count].copy()
+
+    def _make_ahead(self, count: int) -> None:
+        """Work out ids to hand out later, at least ``count``: few cost almost as much as many.
+
+        More from time to time, while no new law makes them useless.
+        """
+        self._settle()
+        twin = self.copy()
+        try:
+            ids = twin._make(self._next_ahead)
+        except ExhaustedError:
+            ids = twin._make(count)
+        self._ahead, self._prepared = ids, twin._prepared
+        self._next_ahead = min(2 * self._next_ahead, _MOST_AHEAD)
+
+    def _make(self, count: int) -> IntArray:
         ids = np.empty(count, dtype=np.int64)
         start = self._position
         with self._all_or_nothing():
@@ -169,6 +185,8 @@ class Stream:
         Raises:
             StateError: As ``take``.
         """
+        self._settle()
+        self._ahead = _NO_IDS
         with self._all_or_nothing():
             for _ in self._blocks(count):
                 pass
@@ -190,22 +208,29 @@ class Stream:
             StateError: As ``take``.
         """
         twin = self.copy()
-        if draw < self._position:
+        if draw < self.position:
+            twin._forget()
             twin._position = 0
             twin._counts = np.zeros_like(self._counts)
-            twin._prepared = None
-        twin.skip(draw - twin._position)
+        twin.skip(draw - twin.position)
         return twin
 
-    def replay(self) -> Iterator[IntArray]:
-        """The ids of all draws made so far, again, from draw 0 on, in blocks.
+    def replay(self, up_to: int | None = None) -> Iterator[IntArray]:
+        """The ids of the first draws again, from draw 0 on, in blocks; nothing here is changed.
+
+        Args:
+            up_to: How many draws; ``None``: all that were made so far.
 
         Yields:
             (n,) example ids.
+
+        Raises:
+            StateError: As ``take``.
         """
+        end = self.position if up_to is None else up_to
         twin = self.at(0)
-        while twin._position < self._position:
-            yield twin.take(min(_BLOCK, self._position - twin._position))
+        while twin.position < end:
+            yield twin.take(min(_BLOCK, end - twin.position))
 
     def state_dict(self) -> dict[str, Any]:
         """A JSON-safe state: position, counts, history of laws, and what they belong to."""
@@ -218,9 +243,24 @@ class Stream:
             StateError: It belongs to another seed, other sizes or other caps, or is damaged.
         """
         state = self._state().restored(saved)
+        self._forget()
         self._position = state.position
         self._counts = state.counts.ravel().copy()
         self._history = list(state.history)
+
+    def _settle(self) -> None:
+        """Count the draws handed out of those made ahead."""
+        if self._given:
+            cells = self._shelves.cells(self._ahead[: self._given])
+            counts = self._counts + np.bincount(cells, minlength=self.sizes.size)
+            self._counts, self._position = counts, self._position + self._given
+            self._ahead, self._given = self._ahead[self._given :], 0
+
+    def _forget(self) -> None:
+        """Drop what was worked out ahead under laws that may no longer hold."""
+        self._settle()
+        self._ahead = _NO_IDS
+        self._next_ahead = _LEAST_AHEAD
         self._prepared = None
 
     @contextmanager
@@ -235,7 +275,7 @@ class Stream:
 
     def _state(self) -> StreamState:
         return StreamState(
-            self.seed, self.sizes, self.max_draws, self._position, self.counts, self._history
+            self.seed, self.sizes, self.max_draws, self.position, self.counts, self._history
         )
 
     def _blocks(self, count: int) -> Iterator[tuple[IntArray, IntArray]]:
