@@ -334,8 +334,11 @@ class Balancer:
             step, policy_state = operator.index(state["step"]), dict(state["policy_state"])
             observations = Observations(self.mixture)
             observations.load_state_dict(state["observations"])
+            # A dry run: what is missing or misshapen shows now, and not at the next update.
+            later = self.policy.update(policy_state, observations.signals(step, self.draws))
             self.policy.explain(policy_state)
-            checked_law(self.policy.probabilities(policy_state), self.mixture.sizes, draw=0)
+            for known in (policy_state, later):
+                checked_law(self.policy.probabilities(known), self.mixture.sizes, draw=0)
         except StateError:
             raise
         except Exception as error:
@@ -344,7 +347,7 @@ class Balancer:
                 f"the saved balancing state is damaged ({type(error).__name__}: {error}); "
                 "use an earlier checkpoint"
             ) from error
-        self._consumed.load_state_dict(state["stream"])
+        self._consumed.load_state_dict(state.get("stream", {}))
         self.step, self.state, self.observations = step, policy_state, observations
         for reader in self._readers:
             reader.stale = "another state was loaded; begin a new epoch of the loader"

@@ -7,9 +7,13 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from hbo.errors import DataError
 
 SCHEMA = 1
+MAX_LINE = 2**26
+"""Characters of a line that are read; a longer one is passed over as damaged."""
 EVENTS = frozenset({"start", "step", "update", "evaluation", "warning", "end"})
 
 
@@ -37,7 +41,7 @@ class RunLog:
         kept = [event for event in read_log(path) if keep is None or keep(event)]
         # Several ranks may be given the same path: each writes a file of its own, all the same.
         temporary = path.with_suffix(f"{path.suffix}.{os.getpid()}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(_line(event) for event in kept)
             file.flush()
             os.fsync(file.fileno())
@@ -55,7 +59,8 @@ class RunLog:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        # A file's name may hold bytes that are no UTF-8; escaped, they are valid JSON.
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(_line({"event": event, "schema": SCHEMA, **fields}))
 
 
@@ -63,25 +68,44 @@ def up_to(step: int) -> Callable[[dict[str, Any]], bool]:
     """A ``keep`` rule: what a run at ``step`` has said; no later event, and no end."""
 
     def keep(event: dict[str, Any]) -> bool:
-        return event["event"] != "end" and int(event.get("step") or 0) <= step
+        at = event.get("step") or 0
+        # A line that was tampered with may hold anything; what cannot be placed is not kept.
+        return event["event"] != "end" and isinstance(at, int | float) and at <= step
 
     return keep
 
 
 def read_log(path: Path | str) -> list[dict[str, Any]]:
-    """All whole events of a run log, in order; a line cut by a crash is passed over."""
-    return list(_events(Path(path)))
+    """All whole events of a run log, in order; a line cut by a crash is passed over.
+
+    Raises:
+        DataError: It is no regular file (reading a pipe would wait for ever).
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise DataError("the run log is no regular file; restore it", where=str(path))
+    return list(_events(path))
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
+        for line in _lines(file):
             try:
                 event = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # no JSON, a number of a million digits, depth
                 continue
-            if isinstance(event, dict) and "event" in event:
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
                 yield event
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """Lines of a bounded length; the rest of a longer one is read past and dropped."""
+    while line := file.readline(MAX_LINE):
+        if len(line) < MAX_LINE or line.endswith("\n"):
+            yield line
+            continue
+        while line and not line.endswith("\n"):
+            line = file.readline(MAX_LINE)
 
 
 def _line(event: dict[str, Any]) -> str:

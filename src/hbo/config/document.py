@@ -1,14 +1,16 @@
 """Configuration files as plain values, with the place where each value was written.
 
 YAML is read with the safe loader's parts and JSON with the standard library; nothing in a file can
-run code, and duplicate keys, tags and endless aliases are refused. Two traps of YAML 1.1 are taken
-out: ``1e-5`` is a number, and a key is always text (a subset may be called ``no`` or ``1``).
+run code, and duplicate keys, tags, endless aliases, whole numbers beyond 64 bits, NUL characters
+and halves of surrogate pairs are refused. Two traps of YAML 1.1 are taken out: ``1e-5`` is a
+number, and a key is always text (a subset may be called ``no`` or ``1``).
 """
 
 from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +24,15 @@ Path_ = tuple[str, ...]
 MAX_BYTES = 10_000_000
 MAX_NODES = 200_000
 MAX_DEPTH = 60
+MAX_WHOLE = 2**63
+"""No setting needs a larger number, and arithmetic with one would fail far from its line."""
+MAX_PLACED_BYTES = 200_000
+"""Lines of a larger JSON text are not looked for: reading it as YAML takes a second per 200 kB."""
 PLAIN_TAGS = frozenset(
     f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")
 )
 _MERGE = "tag:yaml.org,2002:merge"
+_NO_TEXT = re.compile("[\\0\ud800-\udfff]")
 
 
 @dataclass
@@ -99,9 +106,13 @@ def parse_value(text: str, where: str) -> Any:
 
 def _read_text(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            # Opening a pipe would wait for ever.
+            raise ConfigError("cannot be read: it is a folder, a pipe or a device", where=str(path))
+        if facts.st_size > MAX_BYTES:
             raise ConfigError(
-                f"this is {path.stat().st_size} bytes long; a configuration has at most {MAX_BYTES}"
+                f"this is {facts.st_size} bytes long; a configuration has at most {MAX_BYTES}"
                 " (is it a data file?)",
                 where=str(path),
             )
@@ -162,14 +173,54 @@ def _json(text: str, name: str) -> Document:
         raise ConfigError(f"{word} is no JSON number", where=f"{name}:1")
 
     try:
-        values = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        values = json.loads(
+            text, object_pairs_hook=pairs, parse_constant=constant, parse_int=_whole_number
+        )
+        _check_json(values)
     except json.JSONDecodeError as error:
         raise ConfigError(f"not valid JSON: {error.msg}", where=f"{name}:{error.lineno}") from None
-    except (RecursionError, ValueError) as error:
+    except RecursionError:
+        raise ConfigError("nested too deeply", where=f"{name}:1") from None
+    except ValueError as error:
         raise ConfigError(f"not usable JSON: {error}", where=f"{name}:1") from None
     if not isinstance(values, dict):
         raise ConfigError('must be an object of settings ({"key": value})', where=f"{name}:1")
-    return Document(values, _json_places(text, name))
+    return Document(values, _json_places(text, name) if len(text) <= MAX_PLACED_BYTES else {})
+
+
+def _check_json(value: Any) -> None:
+    """Refuse what ``_Builder`` refuses in YAML: depth, and characters that no file can hold."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += [*item, *item.values()]
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, str):
+                _plain_text(item)
+        if not below:
+            return
+        level = below
+    raise RecursionError
+
+
+def _whole_number(text: str, base: int = 10) -> int:
+    """A whole number of at most 64 bits; checked by length first, as reading digits is slow."""
+    number = int(text, base) if len(text) <= 100 else MAX_WHOLE
+    if abs(number) >= MAX_WHOLE:
+        raise ValueError(f"the whole number {text[:20]}... is too large; at most 64 bits fit")
+    return number
+
+
+def _plain_text(text: str) -> str:
+    """Text that a path and a file can hold."""
+    if not text.isascii() or "\0" in text:
+        found = _NO_TEXT.search(text)
+        if found is not None:
+            raise ValueError(f"{found[0]!a} is no character of a text; remove it")
+    return text
 
 
 def _json_place(text: str, key: str, name: str) -> str:
@@ -203,10 +254,14 @@ class _Builder:
     def at(self, node: yaml.Node) -> str:
         return f"{self.name}:{node.start_mark.line + 1}" if self.numbered else self.name
 
-    def build(self, node: yaml.Node, path: Path_, depth: int) -> Any:
+    def count(self, node: yaml.Node, depth: int) -> None:
+        """One node more, aliases counted as often as they are used."""
         self.nodes += 1
         if depth > MAX_DEPTH or self.nodes > MAX_NODES:
             raise ConfigError("nested too deeply or too large (aliases?)", where=self.at(node))
+
+    def build(self, node: yaml.Node, path: Path_, depth: int) -> Any:
+        self.count(node, depth)
         if node.tag not in PLAIN_TAGS:
             raise ConfigError(
                 f"the tag {node.tag!r} is not allowed; write plain values", where=self.at(node)
@@ -232,19 +287,26 @@ class _Builder:
                     value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
                 )
                 for base in reversed(bases):
+                    self.count(base, depth)
                     if not isinstance(base, yaml.MappingNode):
                         raise ConfigError("<< takes a mapping", where=self.at(key_node))
                     merged.update(self.mapping(base, path, depth + 1))
                 continue
-            key = str(key_node.value)
+            key = self.text(key_node)
             if key in values:
                 raise ConfigError(f"{key!r} is given twice; keep one", where=self.at(key_node))
             self.places[(*path, key)] = self.at(key_node)
             values[key] = self.build(value_node, (*path, key), depth + 1)
         return {**merged, **values}
 
+    def text(self, node: yaml.ScalarNode) -> str:
+        try:
+            return _plain_text(str(node.value))
+        except ValueError as error:
+            raise ConfigError(str(error), where=self.at(node)) from None
+
     def scalar(self, node: yaml.ScalarNode) -> Any:
-        text = str(node.value)
+        text = self.text(node)
         kind = node.tag.rsplit(":", 1)[-1]
         try:
             if kind == "null":
@@ -253,10 +315,12 @@ class _Builder:
                 return text.lower() in {"yes", "true", "on"}
             if kind == "int":
                 digits = text.replace("_", "").lower()
-                return int(digits, 0 if digits.lstrip("+-").startswith(("0x", "0b")) else 10)
+                base = 0 if digits.lstrip("+-").startswith(("0x", "0b")) else 10
+                return _whole_number(digits, base)
             if kind == "float":
                 digits = text.replace("_", "").lower()
                 return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
         except ValueError:
-            raise ConfigError(f"{text[:40]!r} is no {kind}", where=self.at(node)) from None
+            problem = f"{text[:40]!r} is no {kind}, or too large a number (64 bits)"
+            raise ConfigError(problem, where=self.at(node)) from None
         return text

@@ -80,6 +80,8 @@ def check_policy(loaded: LoadedConfig, path: tuple[str, ...], section: PolicySec
     except TypeError as error:
         # A required field of a dataclass that was not given.
         raise loaded.error(path, f"policy {section.policy}: {error}") from None
+    except OverflowError:
+        raise loaded.error(path, f"policy {section.policy}: a number is too large") from None
 
 
 def _culprit(
@@ -94,7 +96,7 @@ def _culprit(
         except ConfigError as alone:
             text = alone.message.removeprefix(f"policy {section.policy}: ")
             return (*path, key), text.removeprefix(f"{key} ")
-        except TypeError:
+        except (TypeError, OverflowError):
             continue
     return path, error.message
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hbo.config.document import Document, parse_value
+from hbo.config.secrets import HIDDEN, hide, is_secret
 from hbo.errors import ConfigError
 
 WHERE = "--set"
@@ -38,8 +39,9 @@ def apply_override(document: Document, text: str) -> None:
             below = here[name] = {}
             document.places[path[:depth]] = WHERE
         if not isinstance(below, dict):
+            shown = HIDDEN if is_secret(name) else repr(below)
             raise ConfigError(
-                f"{dotted(path)}: {dotted(path[:depth])} is {below!r}, not a mapping; set it whole",
+                f"{dotted(path)}: {dotted(path[:depth])} is {shown}, not a mapping; set it whole",
                 where=WHERE,
             )
         # Copied, since an alias of the file may share this mapping with another key.
@@ -76,7 +78,7 @@ def split_path(text: str) -> tuple[tuple[str, ...], str]:
             name += letter
     problem = "has an unclosed quote" if quote else "has no value or an empty name"
     raise ConfigError(
-        f"{text[:80]!r} {problem}; write --set key.name=value (names with dots in quotes)",
+        f"{hide(text[:80])!r} {problem}; write --set key.name=value (names with dots in quotes)",
         where=WHERE,
     )
 

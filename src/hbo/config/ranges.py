@@ -7,6 +7,7 @@ from typing import Any
 
 from hbo.config.explain import shorten, unknown
 from hbo.config.load import LoadedConfig
+from hbo.config.schema import MOST
 
 POSITIVE = (
     "per_device_train_batch_size",
@@ -41,6 +42,7 @@ def check_ranges(loaded: LoadedConfig) -> None:
     Raises:
         ConfigError: A number out of its range, or a word that is none of the allowed ones.
     """
+    _check_most(loaded)
     training = loaded.config.training
     for key in (*POSITIVE, *NOT_NEGATIVE):
         value = _number(training.get(key))
@@ -51,6 +53,8 @@ def check_ranges(loaded: LoadedConfig) -> None:
         if not 0 <= value < math.inf:
             text = f"is {value}; must be a finite number, at least 0"
             raise loaded.error(("training", key), text)
+        if value > MOST:
+            raise loaded.error(("training", key), f"is {value}; must be at most {MOST}")
     for key in FRACTIONS:
         _check_fraction(loaded, ("training", key))
     _check_fraction(loaded, ("tuning", "lora_dropout"))
@@ -64,6 +68,20 @@ def check_ranges(loaded: LoadedConfig) -> None:
         word = _value(loaded, path)
         if word is not None and word not in known:
             raise loaded.error(path, unknown(str(word), known, kind="value"))
+
+
+def _check_most(loaded: LoadedConfig) -> None:
+    """Whole numbers whose products fit into 64 bits; a run has no use for larger ones."""
+    for section in ("training", "tuning"):
+        values: dict[str, Any] = getattr(loaded.config, section)
+        for key, value in values.items():
+            if isinstance(value, int) and value > MOST:
+                raise loaded.error((section, key), f"is {shorten(value)}; must be at most {MOST}")
+    parts = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
+    draws = math.prod(max(_number(loaded.config.training.get(key)) or 1, 1) for key in parts)
+    if draws >= 2**53:
+        text = f"times the examples of a step is {draws:.3g} draws; at most 2**53 can be counted"
+        raise loaded.error(("training", "max_steps"), text)
 
 
 def _value(loaded: LoadedConfig, path: tuple[str, str]) -> Any:

@@ -13,9 +13,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from hbo.config.secrets import without_hidden, without_secrets
+
 Name = Annotated[str, Field(min_length=1)]
+Split = Annotated[str, Field(min_length=1, max_length=200)]
 Files = Annotated[list[Name], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+MOST = 1_000_000_000
+"""No count of a configuration is larger: products of two still fit into 64 bits."""
 
 METRICS = ("ifd", "ifd-loss", "perplexity", "loss", "length")
 FRACTION = (
@@ -42,14 +48,14 @@ class DatasetSection(Section):
     name: str | None = None
     data_dir: Name | None = None
     data_files: Name | Files | dict[str, Name | Files] | None = None
-    split: Name = "train"
+    split: Split = "train"
     columns: Files | None = None
-    weight: float | None = Field(None, gt=0)
-    max_passes: float | None = Field(None, gt=0)
+    weight: float | None = Field(None, gt=0, le=MOST)
+    max_passes: float | None = Field(None, gt=0, le=MOST)
     min_share: Share = 0.0
     max_share: Share = 1.0
     eval_files: Name | Files | None = None
-    eval_split: Name | None = None
+    eval_split: Split | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -81,7 +87,7 @@ class DifficultySection(Section):
     metric: str = "ifd"
     groups: int = Field(4, ge=1, le=1000)
     scoring_model: Name | None = None
-    tokens_per_batch: int = Field(4096, ge=1)
+    tokens_per_batch: int = Field(4096, ge=1, le=MOST)
     cache_dir: Name | None = None
 
     @field_validator("metric")
@@ -113,10 +119,11 @@ class PolicySection(Section):
 class BalanceSection(PolicySection):
     """The policy and how it is joined to a trainer."""
 
-    lag: int | None = Field(None, ge=1)
+    lag: int | None = Field(None, ge=1, le=MOST)
     unit: Literal["examples", "tokens"] = "examples"
     signals: Literal["observed", "probe"] = "observed"
-    probe_examples: int = Field(8, ge=1)
+    probe_examples: int = Field(8, ge=1, le=MOST)
+    resume: Literal["exact", "anew"] = "exact"
 
 
 class EvaluationSection(Section):
@@ -125,8 +132,8 @@ class EvaluationSection(Section):
     holdout: float = Field(0.1, gt=0.0, le=0.5)
     before: bool = True
     benchmarks: list[Name] = Field(default_factory=list)
-    tokens_per_batch: int = Field(4096, ge=1)
-    max_examples: int | None = Field(None, ge=1)
+    tokens_per_batch: int = Field(4096, ge=1, le=MOST)
+    max_examples: int | None = Field(None, ge=1, le=MOST)
 
 
 class Config(Section):
@@ -145,6 +152,12 @@ class Config(Section):
     seed: int = Field(42, ge=0, lt=2**32)
     versions: dict[str, str] | None = None
 
+    @field_validator("tuning", "training")
+    @classmethod
+    def _given(cls, values: dict[str, Any]) -> dict[str, Any]:
+        given: dict[str, Any] = without_hidden(values)
+        return given
+
     @model_validator(mode="after")
     def _weights(self) -> Self:
         without = [name for name, subset in self.datasets.items() if subset.weight is None]
@@ -161,7 +174,7 @@ class Config(Section):
         return [weight / total for weight in given] if given else None
 
     def plain(self) -> dict[str, Any]:
-        """The resolved configuration as it would be written in a file."""
+        """The resolved configuration as it would be written in a file, ``***`` for each secret."""
         values = self.model_dump(mode="python", exclude_none=True)
         for section in (values["balance"], *values["policies"].values()):
             section.update(section.pop("fields"))
@@ -170,6 +183,8 @@ class Config(Section):
                 del subset["min_share"]
             if subset["max_share"] == 1.0:
                 del subset["max_share"]
-        # A secret has no place in files that are passed on.
-        values["training"].pop("hub_token", None)
-        return {key: value for key, value in values.items() if value not in ({}, [])}
+        values = {key: value for key, value in values.items() if value not in ({}, [])}
+        return {
+            key: without_secrets(value, named=key in {"tuning", "training"})
+            for key, value in values.items()
+        }

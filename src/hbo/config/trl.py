@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from hbo.config.explain import shorten, unknown
 from hbo.config.load import LoadedConfig
 from hbo.config.ranges import check_ranges
+from hbo.config.secrets import HIDDEN, is_secret
 
 ONE_HOME = {
     "output_dir": "set the top-level 'output_dir' instead",
@@ -151,7 +152,8 @@ def _check_type(loaded: LoadedConfig, path: tuple[str, ...], hint: Any, value: A
     try:
         TypeAdapter(hint, config=settings).validate_python(value)
     except ValidationError:
-        raise loaded.error(path, f"is {shorten(value)}; must be {_kind(hint)}") from None
+        shown = HIDDEN if is_secret(path[-1]) else shorten(value)
+        raise loaded.error(path, f"is {shown}; must be {_kind(hint)}") from None
 
 
 def _kind(hint: Any) -> str:

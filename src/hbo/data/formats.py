@@ -35,6 +35,8 @@ _SHAREGPT_ROLES = {
     "chatgpt": "assistant",
     "observation": "tool",
 }
+MAX_DEPTH = 100
+"""Of lists and objects in a record; no format of messages or tools comes near it."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PASSED_ON = ("tools", "chat_template_kwargs")
 
@@ -232,7 +234,7 @@ def _passed_on(data: Mapping[str, Any]) -> Example:
     if isinstance(kept.get("tools"), str):
         try:
             kept["tools"] = json.loads(kept["tools"])
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise DataError("`tools` must be a list, or a list as JSON text") from None
     if "tools" in kept and not isinstance(kept["tools"], list):
         raise DataError("`tools` must be a list, or a list as JSON text")
@@ -288,11 +290,20 @@ def _require_response(text: str, key: str) -> None:
 
 def _require_unicode(example: Example) -> None:
     """Refuse half of a surrogate pair, which JSON can escape and no tokenizer can read."""
-    parts = [example.get(key, "") for key in ("prompt", "completion", "text", "messages")]
-    texts = [part for part in parts if isinstance(part, str)]
-    texts += [_content(message) for part in parts if isinstance(part, list) for message in part]
-    if any(not text.isascii() and _SURROGATE.search(text) for text in texts):
-        raise DataError("the text holds a broken character (half of a surrogate pair)")
+    level: list[Any] = [item for key, item in example.items() if key not in ("input_ids", "labels")]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += [*item, *item.values()]
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, str) and not item.isascii() and _SURROGATE.search(item):
+                raise DataError("the text holds a broken character (half of a surrogate pair)")
+        if not below:
+            return
+        level = below
+    raise DataError(f"nested more than {MAX_DEPTH} deep")
 
 
 def _text(data: Mapping[str, Any], key: str) -> str:
@@ -306,6 +317,9 @@ def _integers(data: Mapping[str, Any], key: str) -> list[int]:
     value = data[key]
     if not isinstance(value, list) or not all(type(item) is int for item in value):
         raise DataError(f"`{key}` must be a list of whole numbers")
+    least = -100 if key == "labels" else 0
+    if value and not least <= min(value) <= max(value) < 2**31:
+        raise DataError(f"`{key}` must be numbers of tokens, from {least} to 2**31 - 1")
     return value
 
 

@@ -21,6 +21,8 @@ from hbo.errors import ConfigError, DataError
 
 OnBad = Callable[[DataError], None]
 
+MAX_LINE = 2**26
+"""Bytes of a line of JSON Lines, unpacked; a longer one is refused before it is read whole."""
 SKIP_HINT = "or go on without such records with `on_bad_record: skip`"
 
 
@@ -62,6 +64,8 @@ def read_records(path: str | Path, on_bad: OnBad | None = None) -> Iterator[Reco
             f"no such file (looked from {Path.cwd()}); correct data_files or eval_files",
             where=str(path),
         )
+    if not path.is_file():
+        raise DataError("no regular file but a pipe or a device; name a file", where=str(path))
     return _guarded(reader, path, on_bad or _raise)
 
 
@@ -82,7 +86,11 @@ def _guarded(reader: Reader, path: Path, on_bad: OnBad) -> Iterator[Record]:
 def read_jsonl(path: Path, on_bad: OnBad) -> Iterator[Record]:
     """JSON Lines, plain or gzip: one JSON object a line, UTF-8; blank lines are passed over."""
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+        lines = iter(lambda: file.readline(MAX_LINE), b"")
+        for number, raw in enumerate(lines, start=1):
+            if len(raw) == MAX_LINE:
+                text = f"the line is longer than {MAX_LINE >> 20} MiB; is it JSON Lines?"
+                raise DataError(text, where=f"{path}:{number}")
             if not raw.strip():
                 continue
             where = f"{path}:{number}"
@@ -168,7 +176,7 @@ def read_parquet(path: Path, on_bad: OnBad) -> Iterator[Record]:
         with pq.ParquetFile(path) as file:
             batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1024))
             yield from _rows((row for batch in batches for row in batch), path, "row", on_bad)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # also text that is no UTF-8
         raise DataError(f"not a readable Parquet file: {error}", where=str(path)) from None
 
 

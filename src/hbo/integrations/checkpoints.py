@@ -23,6 +23,7 @@ TRAINER_STATE = "trainer_state.json"
 SCHEMA = 1
 HASHED_BYTES = 16 * 2**20
 """Files up to this size are sealed by their hash too, larger ones by their length."""
+_UNSEALED = {SEAL, "training_args.bin"}  # no resume reads the latter
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -130,7 +131,7 @@ def unseal(path: Path) -> None:
 
 def _files(path: Path) -> list[str]:
     found = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    return sorted(str(file.relative_to(path)) for file in found if file.name != SEAL)
+    return sorted(str(file.relative_to(path)) for file in found if file.name not in _UNSEALED)
 
 
 def _mark(file: Path) -> dict[str, Any]:
@@ -179,7 +180,12 @@ def is_whole_safetensors(path: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    if not path.is_file():
+        raise ValueError("not a file")  # a pipe would never end
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError("not a table")
     return value

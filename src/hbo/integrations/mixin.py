@@ -56,11 +56,19 @@ class BalancingCallback(TrainerCallback):
             self._trainer.watched_model, state.global_step, saved, last_step=state.max_steps
         )
         self._trainer.compare_makers(saved)
+        if self._trainer.prefetch_notice and saved is None:  # a resumed run has said it before
+            self._trainer.engine.warn("prefetch", self._trainer.prefetch_notice)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember the random state before the loader is begun anew."""
+        self._trainer.remember_random_state()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Before the first step after a resume: the random state of the checkpoint."""
+        """Before the first step of an epoch or after a resume: the random state from before it."""
         self._trainer.restore_random_state()
 
     def on_step_end(
@@ -91,9 +99,12 @@ class BalancingMixin:
     """
 
     engine: Engine
+    prefetch_notice: str | None = None
+    """How the loader was made to look less far ahead; said when training begins."""
     saved_step: int | None = None
     """Optimiser step of the last checkpoint."""
     _resumed_from: str | None = None
+    _random_state: torch.Tensor | None = None
 
     def balance(
         self,
@@ -150,9 +161,7 @@ class BalancingMixin:
         )
         log = run_log if run_log is not None and trainer.is_world_process_zero() else RunLog(None)
         self.engine = Engine(make_balancer, options, probe, log)
-        notice = fit_look_ahead(trainer.args, self.engine.balancer.lag)
-        if notice:
-            self.engine.warn("prefetch", notice)
+        self.prefetch_notice = fit_look_ahead(trainer.args, self.engine.balancer.lag)
         trainer._signature_columns = None
         trainer.add_callback(BalancingCallback(self))
 
@@ -207,21 +216,23 @@ class BalancingMixin:
         super()._load_rng_state(checkpoint)  # type: ignore[misc]
         self._resumed_from = checkpoint
 
-    def restore_random_state(self) -> None:
-        """Once after a resume, undo what beginning an epoch anew drew from the random state.
+    def remember_random_state(self) -> None:
+        """An epoch begins: what its loader will draw is to be undone."""
+        self._random_state = torch.get_rng_state()
 
-        An iterator of a loader draws a number when it is made. The run that was not stopped did not
-        make one in the middle of an epoch, nor at its beginning with persistent workers; the
-        Trainer restores the state before that draw with ``ignore_data_skip``, and at an epoch's
-        beginning.
+    def restore_random_state(self) -> None:
+        """At the first step of an epoch or after a resume, undo what beginning to load drew.
+
+        An iterator of a loader draws a number when it is made: in each epoch, with persistent
+        workers in the first one only, and again after a resume in the middle of an epoch. With
+        that undone, neither workers nor a stop change what dropout draws.
         """
+        state, self._random_state = self._random_state, None
         checkpoint, self._resumed_from = self._resumed_from, None
-        if checkpoint is None:
-            return
-        args: Any = self.args  # type: ignore[attr-defined]
-        middle = self.balancer.step * self._draws_per_step % self._draws_per_epoch
-        if middle or (args.dataloader_num_workers and args.dataloader_persistent_workers):
+        if checkpoint is not None:
             super()._load_rng_state(checkpoint)  # type: ignore[misc]
+        elif state is not None:
+            torch.set_rng_state(state)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]

@@ -303,7 +303,7 @@ def _read(shard: _Shard, notice: Notice) -> FloatArray | None:
             losses = np.asarray(values["losses"], dtype=np.float64)
             if losses.shape == (count,):
                 return losses
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         pass
     notice(f"{shard.path}: damaged shard of the score cache; its {count} examples are scored again")
     return None

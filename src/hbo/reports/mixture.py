@@ -66,9 +66,15 @@ def learned_mixture(run: RunRecord) -> LearnedMixture:
         run: A run with at least one update, or with its final probabilities.
 
     Raises:
-        DataError: The run logged no probabilities yet.
+        DataError: The run logged no probabilities yet, or damaged ones.
     """
     points = _points(run)
+    for shares in (run.target, points[-1].shares):
+        if not (np.isfinite(shares).all() and (shares >= 0).all() and shares.sum() > 0):
+            raise DataError(
+                "the logged probabilities are damaged: they are no shares; restore run.jsonl",
+                where=str(run.folder),
+            )
     configured = run.config.get("datasets")
     sources = configured if isinstance(configured, dict) else {}
     known = bool(len(run.examples)) and bool(np.isfinite(run.examples).all())
@@ -158,4 +164,4 @@ def _lag(run: RunRecord) -> int:
         return max(round(update.effective_step) - update.step, 1)
     balance = run.config.get("balance")
     lag = balance.get("lag") if isinstance(balance, dict) else None
-    return int(lag) if lag else 1
+    return lag if isinstance(lag, int) and lag > 0 else 1

@@ -30,6 +30,7 @@ from hbo.runlog import read_log
 
 Events = Sequence[Mapping[str, Any]]
 NAN = float("nan")
+LARGEST = 1e15
 
 
 def read_run(folder: Path | str) -> RunRecord:
@@ -62,7 +63,7 @@ def _summary(folder: Path, events: Events) -> Mapping[str, Any]:
     if path.is_file():
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"not valid JSON ({error}); restore it, or delete it to report from the run log",
                 where=str(path),
@@ -315,7 +316,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _number(value: Any, missing: float = NAN) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return missing
-    return float(value) if math.isfinite(value) else missing
+    # Beyond what anything measures, sums and charts would overflow.
+    return float(value) if abs(value) <= LARGEST else missing
 
 
 def _whole(value: Any) -> int | None:

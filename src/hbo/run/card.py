@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import yaml
 
 from hbo.config import Config
+from hbo.config.secrets import hide
+from hbo.reports.text import visible
 from hbo.run.environment import versions
 from hbo.run.files import write_whole
 
@@ -26,9 +30,10 @@ def write_card(config: Config, summary: Mapping[str, Any], folder: Path) -> None
 
 def card_text(config: Config, summary: Mapping[str, Any]) -> str:
     """The card's text."""
+    model = hide(config.model)
     adapter = bool(config.tuning.get("use_peft"))
     head = {
-        "base_model": config.model,
+        "base_model": model,
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["hbo", "sft", f"policy:{config.balance.policy}", *(["lora"] if adapter else [])],
@@ -40,7 +45,7 @@ def card_text(config: Config, summary: Mapping[str, Any]) -> str:
         yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
-        f"# {_cell(config.model)} fine-tuned on {len(rows)} datasets",
+        f"# {_cell(model)} fine-tuned on {len(rows)} datasets",
         "",
         f"Supervised fine-tuning with the mixing policy `{config.balance.policy}` of `hbo`:"
         f" {summary['steps']} steps, {summary['draws']} examples, seed {summary['seed']}."
@@ -74,9 +79,5 @@ def _number(value: float | None) -> str:
 
 def _cell(text: str) -> str:
     """A name that cannot break the table or the page."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
-    for letter in "\\|<>`[]":
-        shown = shown.replace(
-            letter, f"\\{letter}" if letter in "\\|`[]" else {"<": "&lt;", ">": "&gt;"}[letter]
-        )
-    return shown
+    shown = html.escape(visible(text), quote=False)
+    return re.sub(r"([\\|`\[\]*_!])", r"\\\1", shown)

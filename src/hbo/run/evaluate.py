@@ -65,7 +65,7 @@ def _config(folder: Path) -> LoadedConfig:
 def _step(folder: Path) -> int | None:
     try:
         summary = json.loads((folder / files.SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return summary.get("steps") if isinstance(summary, dict) else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from hbo.config.explain import shorten
 from hbo.config.overrides import dotted
 from hbo.config.trl import TrainerSettings
 from hbo.errors import ConfigError, EnvironmentProblem
+from hbo.integrations.checkpoints import is_whole_safetensors
 from hbo.run.hub import hub_is_reachable, is_in_hub_cache
 from hbo.run.sources import looks_local
 
 Progress = Callable[[str], None]
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+_IMPOSSIBLE = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+_WEIGHTS = ("*.safetensors", "*.gguf")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def locate_model(
@@ -40,6 +44,10 @@ def locate_model(
         found = resolve_model(name, progress)
     except ConfigError as error:
         raise loaded.error(path, error.message) from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno not in _IMPOSSIBLE:
+            raise
+        raise loaded.error(path, f"{shorten(name)} is no possible name of a folder") from None
     folder = Path(found)
     if folder.is_dir():
         if (
@@ -113,9 +121,11 @@ def load_model(
         "dtype": dtype,
         "attn_implementation": tuning.attn_implementation,
         **_quantization(tuning),
-        **(settings.training.model_init_kwargs or {}),
+        **_init_kwargs(loaded, settings),
         **_hub_options(loaded, path, name, settings),
+        "use_safetensors": True,
     }
+    check_weights(loaded, name, path)
 
     def load() -> Any:
         return AutoModelForCausalLM.from_pretrained(name, **options)
@@ -139,13 +149,15 @@ def empty_model(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     options = _hub_options(loaded, path, name, settings)
-    trust = {"trust_remote_code": True} if "trust_remote_code" in options else {}
     attention = settings.tuning.attn_implementation
+    trust = options["trust_remote_code"]
 
     def load() -> Any:
         config = AutoConfig.from_pretrained(name, **options)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, attn_implementation=attention, **trust)
+            return AutoModelForCausalLM.from_config(
+                config, attn_implementation=attention, trust_remote_code=trust
+            )
 
     return _from_pretrained(loaded, path, name, "model", load)
 
@@ -159,7 +171,13 @@ def check_weights(loaded: LoadedConfig, name: str, path: tuple[str, ...] = ("mod
     folder = Path(name)
     if not folder.is_dir():
         return
-    if not any(file for kind in _WEIGHTS for file in folder.glob(kind)):
+    if not _any_of(folder, _WEIGHTS):
+        if _any_of(folder, _PICKLES):
+            raise loaded.error(
+                path,
+                f"the weights in {name!r} are pickled ({', '.join(_PICKLES)}), and a pickle can run"
+                " code; load it once where you trust it, and save_pretrained writes safetensors",
+            )
         raise loaded.error(
             path, f"the folder {name!r} has no weights ({', '.join(_WEIGHTS)}); copy it again"
         )
@@ -173,16 +191,20 @@ def check_weights(loaded: LoadedConfig, name: str, path: tuple[str, ...] = ("mod
             raise loaded.error(path, f"{str(file)!r} is cut off or damaged; copy it again")
 
 
-def is_whole_safetensors(path: Path) -> bool:
-    """Whether a weights file is as long as its header says."""
-    from safetensors import SafetensorError, safe_open
+def _any_of(folder: Path, kinds: tuple[str, ...]) -> bool:
+    return any(file for kind in kinds for file in folder.glob(kind))
 
-    try:
-        with safe_open(path, framework="np") as file:
-            file.keys()
-    except (SafetensorError, OSError):
-        return False
-    return True
+
+def _init_kwargs(loaded: LoadedConfig, settings: TrainerSettings) -> dict[str, Any]:
+    """``training.model_init_kwargs``, without the two that would let a pickle in."""
+    given: dict[str, Any] = settings.training.model_init_kwargs or {}
+    for key in ("weights_only", "use_safetensors"):
+        if key in given:
+            raise loaded.error(
+                ("training", "model_init_kwargs"),
+                f"{key!r} is not set here; weights are read from safetensors and GGUF only",
+            )
+    return given
 
 
 def _quantization(tuning: Any) -> dict[str, Any]:
@@ -201,8 +223,9 @@ def _quantization(tuning: Any) -> dict[str, Any]:
 def _hub_options(
     loaded: LoadedConfig, path: tuple[str, ...], name: str, settings: TrainerSettings
 ) -> dict[str, Any]:
-    """What a hub needs to know besides the name; nothing for a local folder."""
-    trust = {"trust_remote_code": True} if settings.training.trust_remote_code else {}
+    """What a hub needs to know besides the name; of a local folder, whether its code may run."""
+    # Said either way: unset, transformers would ask on the terminal and wait.
+    trust = {"trust_remote_code": bool(settings.training.trust_remote_code)}
     if Path(name).is_dir():
         return trust
     revision = settings.tuning.model_revision
@@ -241,6 +264,12 @@ def _from_pretrained(
             raise
         if "out of memory" in str(error).lower() or "can't allocate" in str(error).lower():
             raise
+        if "trust_remote_code" in str(error):
+            raise loaded.error(
+                path,
+                f"the {what} of {name!r} brings Python code of its own, which runs only with"
+                " training.trust_remote_code: true; read it first",
+            ) from None
         raise loaded.error(
             path, f"the {what} of {name!r} cannot be loaded: {shorten(str(error), 200)}"
         ) from error

@@ -23,8 +23,8 @@ from hbo.run.models import load_model
 from hbo.run.plan import Plan, plan_of
 from hbo.run.prepare import Prepared, prepare
 from hbo.run.progress import bar, say
-from hbo.run.scores import build, measured_scores
-from hbo.run.stop import StopRequest
+from hbo.run.scores import build, measured_scores, on_all_ranks
+from hbo.run.stop import StopRequest, steady_workers
 from hbo.run.summary import make_summary
 from hbo.run.world import is_main, world_size
 from hbo.runlog import RunLog, read_log, up_to
@@ -62,7 +62,8 @@ class _Run:
     @property
     def seconds_before(self) -> float:
         """Wall seconds that the run had taken when it was stopped."""
-        return float(_saved(self.checkpoint).get("seconds", 0.0))
+        seconds = _saved(self.checkpoint).get("seconds")
+        return float(seconds) if isinstance(seconds, int | float) else 0.0
 
     @property
     def loaded(self) -> LoadedConfig:
@@ -78,13 +79,10 @@ class _Run:
         return self.model
 
     def score(self) -> BuiltMixture:
-        """Difficulty scores (the main process measures, the others read its cache), the mixture."""
+        """Difficulty scores, measured by all ranks together, and the mixture."""
         start = time.perf_counter()
         say("scoring difficulty")
-        with (
-            self.prepared.settings.training.main_process_first(desc="scoring"),
-            bar("scoring") as done,
-        ):
+        with bar("scoring") as done:
             scores = measured_scores(self.prepared, done, say, self.load)
         # Any trainer has to load the model: that is no cost of scoring.
         self.scoring_seconds = time.perf_counter() - start - self.loading_seconds
@@ -165,13 +163,8 @@ def train_run(
     """
     start = time.perf_counter()
     folder = files.require_free(loaded, resume=resume, overwrite=overwrite)
-    prepared = prepare(loaded, say)
-    training = prepared.settings.training
-    configured = configured_cut(training)
-    recut = None
-    if resume:
-        recut = keep_global_batch(training, _saved(newest_checkpoint(folder)[0]), world_size())
-    plan = plan_of(prepared)
+    plan, configured, recut = on_all_ranks(lambda: _planned(loaded, folder if resume else None))
+    prepared = plan.prepared
     prior = dict(zip(plan.mixture.names, plan.probabilities.sum(axis=1).tolist(), strict=True))
     finished = _finished(folder, plan) if resume else None
     if finished is not None:
@@ -197,6 +190,21 @@ def train_run(
         raise EnvironmentProblem(text, where=str(where)) from error
 
 
+def _planned(loaded: LoadedConfig, resumed: Path | None) -> tuple[Plan, dict[str, Any], str | None]:
+    """What a run will do; the batch that was configured, and a notice if it is cut otherwise now.
+
+    Args:
+        loaded: The configuration.
+        resumed: The folder of the run that goes on, if one does.
+    """
+    prepared = prepare(loaded, say)
+    training = prepared.settings.training
+    configured, recut = configured_cut(training), None
+    if resumed is not None:
+        recut = keep_global_batch(training, _saved(newest_checkpoint(resumed)[0]), world_size())
+    return plan_of(prepared), configured, recut
+
+
 def _saved(checkpoint: Checkpoint | None) -> Mapping[str, Any]:
     """What ``ClockCallback`` left in a checkpoint."""
     from hbo.run.callbacks import CLOCK_KEY
@@ -211,7 +219,7 @@ def _finished(folder: Path, plan: Plan) -> dict[str, Any] | None:
 
     try:
         summary = json.loads((folder / files.SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     done = isinstance(summary, dict) and summary.get("steps") == plan.budget.steps
     return summary if done else None
@@ -307,7 +315,7 @@ def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
 
     from hbo.integrations.engine import BalanceOptions
     from hbo.integrations.trl import BalancedSFTTrainer
-    from hbo.run.callbacks import ClockCallback
+    from hbo.run.callbacks import ClockCallback, watch_over
 
     config, settings = run.loaded.config, run.prepared.settings
     balance = config.balance
@@ -338,6 +346,8 @@ def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
         callbacks=[*_callbacks(run), clock],
     )
     trainer.remove_callback(PrinterCallback)
+    watch_over(trainer)
+    steady_workers(trainer)
     # TRL's card would overwrite a README.md of the user's in output_dir; ours is in model/.
     trainer.create_model_card = lambda *_args, **_kwargs: None
     return trainer, clock
