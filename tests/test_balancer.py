@@ -15,7 +15,7 @@ from hbo.errors import ConfigError, StateError
 from hbo.identity import OtherRunError
 from hbo.mixture import Mixture
 from hbo.observations import loss_signals
-from hbo.policies import POLICIES, make_policy
+from hbo.policies import make_policy
 from hbo.sampling.limits import Limits
 from hbo.sampling.stream import ExhaustedError
 from hbo.signals import Signals
@@ -117,7 +117,7 @@ def test_steps_that_max_passes_cannot_fill_are_refused() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.sampled_from(sorted(set(POLICIES) - {"static", "schedule"})), st.integers(0, 24))
+@given(st.sampled_from(["prop", "hbo", "hbo-paper", "hbo-released"]), st.integers(0, 24))
 def test_a_resume_anywhere_is_no_resume(name: str, cut: int) -> None:
     def make() -> Balancer:
         return Balancer(

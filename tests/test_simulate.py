@@ -8,6 +8,7 @@ import pytest
 from hbo.errors import ConfigError
 from hbo.policies import HBO, POLICIES, make_policy
 from hbo.simulate import ToyLearner, render_text, simulate, sparkline
+from tests.policies.recordings import write_recording
 
 REQUIRED = {
     "static": {"weights": [1, 2, 3]},
@@ -21,8 +22,10 @@ def toy(**changes):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_policy_runs_and_repeats_itself(name):
-    policy = make_policy(name, update_interval=10, **REQUIRED.get(name, {}))
+def test_every_policy_runs_and_repeats_itself(name, tmp_path):
+    recorded = write_recording(tmp_path / "run.jsonl", np.full((3, 3, 2), 1 / 6), steps=(10, 20))
+    required = {**REQUIRED, "replay": {"run": recorded}}
+    policy = make_policy(name, update_interval=10, **required.get(name, {}))
     settings = {"num_subsets": 3, "num_groups": 2, "steps": 40, "imbalance": 2.0, "seed": 5}
     one, other = (simulate(policy, **settings) for _ in range(2))
     assert (one.probabilities == other.probabilities).all()

@@ -8,6 +8,7 @@ import pytest
 from hbo.errors import ConfigError
 from hbo.policies import POLICIES, make_policy
 from hbo.signals import EXAMPLE_SIGNALS, WHOLE_SIGNALS
+from tests.policies.recordings import write_recording
 from tests.policies.signal_cases import WILD, every_signal, random_signals
 
 # Nearly equal, because hbo-released fits its prior in some thousand steps a unit of log-ratio.
@@ -22,22 +23,28 @@ SIZES = {
 }
 
 
-def settings(name, order):
-    """Fields that a policy cannot do without; ``order`` permutes what belongs to subsets."""
-    shares = [1.0 + index for index in order]
-    flat = [1.0 for _ in order]
-    required = {
-        "static": {"weights": shares},
-        "schedule": {
-            "points": [{"step": 0, "weights": shares}, {"step": 20, "weights": flat}],
-        },
-    }
-    return required.get(name, {})
+@pytest.fixture
+def made(tmp_path):
+    """Make a policy for some sizes, with the fields that it cannot do without.
 
+    ``order`` permutes what belongs to subsets.
+    """
 
-def made(name, sizes, order=None, **fields):
-    order = range(len(sizes)) if order is None else order
-    return make_policy(name, update_interval=10, **settings(name, order), **fields)
+    def make(name, sizes, order=None, **given):
+        order = range(len(sizes)) if order is None else order
+        shares, flat = [1.0 + index for index in order], [1.0 for _ in order]
+        laws = [table / table.sum() for table in (sizes, sizes * np.array(shares)[:, None], sizes)]
+        required = {
+            "static": {"weights": shares},
+            "schedule": {
+                "points": [{"step": 0, "weights": shares}, {"step": 20, "weights": flat}],
+            },
+            "replay": {"run": tmp_path / "run.jsonl"},
+        }
+        write_recording(tmp_path / "run.jsonl", laws, steps=(20, 40))
+        return make_policy(name, update_interval=10, **required.get(name, {}), **given)
+
+    return make
 
 
 def is_a_law(probabilities, sizes):
@@ -63,20 +70,20 @@ def trajectory(policy, sizes, updates=4, *, through_json_at=None):
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_law_is_one(name, sizes):
+def test_every_law_is_one(made, name, sizes):
     policy = made(name, sizes)
     assert all(is_a_law(law, sizes) for law in trajectory(policy, sizes, updates=3))
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_weights_given_with_the_datasets_are_accepted(name):
+def test_weights_given_with_the_datasets_are_accepted(made, name):
     policy = made(name, ORDINARY)
     state = policy.init(ORDINARY, np.array([0.1, 0.2, 0.3, 0.4]))
     assert is_a_law(policy.probabilities(state), ORDINARY)
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_needs_are_known_signals_and_intervals_count_steps(name):
+def test_needs_are_known_signals_and_intervals_count_steps(made, name):
     policy = made(name, ORDINARY)
     assert policy.needs <= EXAMPLE_SIGNALS | WHOLE_SIGNALS
     assert policy.needs_at(0) == policy.needs
@@ -85,7 +92,7 @@ def test_needs_are_known_signals_and_intervals_count_steps(name):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_the_same_signals_give_the_same_laws(name):
+def test_the_same_signals_give_the_same_laws(made, name):
     one = trajectory(made(name, ORDINARY), ORDINARY)
     other = trajectory(made(name, ORDINARY), ORDINARY)
     assert all((a == b).all() for a, b in zip(one, other, strict=True))
@@ -93,7 +100,7 @@ def test_the_same_signals_give_the_same_laws(name):
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_state_that_went_through_json_goes_on_to_the_bit(name, cut):
+def test_a_state_that_went_through_json_goes_on_to_the_bit(made, name, cut):
     sizes = SIZES["empty cells"]
     straight = trajectory(made(name, sizes), sizes)
     resumed = trajectory(made(name, sizes), sizes, through_json_at=cut)
@@ -101,7 +108,7 @@ def test_a_state_that_went_through_json_goes_on_to_the_bit(name, cut):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_update_leaves_the_state_it_was_given_alone(name):
+def test_update_leaves_the_state_it_was_given_alone(made, name):
     policy = made(name, ORDINARY)
     state = policy.update(policy.init(ORDINARY), random_signals(ORDINARY, 0, step=10))
     before = json.dumps(state)
@@ -110,12 +117,12 @@ def test_update_leaves_the_state_it_was_given_alone(name):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_the_order_of_the_subsets_does_not_matter(name):
+def test_the_order_of_the_subsets_does_not_matter(made, name):
     order = np.array([2, 0, 3, 1])
     values = random_signals(ORDINARY, 3).now["loss"].mean
     laws = []
     for rows in (np.arange(4), order):
-        policy = made(name, ORDINARY, rows)
+        policy = made(name, ORDINARY[rows], rows)
         state = policy.init(ORDINARY[rows])
         for step in (20, 40):
             state = policy.update(state, every_signal(ORDINARY[rows], values[rows], step=step))
@@ -125,7 +132,7 @@ def test_the_order_of_the_subsets_does_not_matter(name):
 
 @pytest.mark.parametrize("wild", WILD)
 @pytest.mark.parametrize("name", POLICIES)
-def test_wild_signals_leave_a_law_a_plain_state_and_the_way_back(name, wild):
+def test_wild_signals_leave_a_law_a_plain_state_and_the_way_back(made, name, wild):
     for sizes in (ORDINARY, SIZES["empty cells"], SIZES["one cell"]):
         policy = made(name, sizes)
         state = policy.init(sizes)
@@ -140,7 +147,7 @@ def test_wild_signals_leave_a_law_a_plain_state_and_the_way_back(name, wild):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_explanations_are_plain_and_have_the_keys_of_the_run_log(name):
+def test_explanations_are_plain_and_have_the_keys_of_the_run_log(made, name):
     policy = made(name, ORDINARY)
     state = policy.init(ORDINARY)
     assert json.dumps(policy.explain(state)) == "{}"
@@ -169,7 +176,7 @@ def test_a_bad_interval_is_refused(name, value):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_the_shared_key_is_accepted_by_all_at_its_default(name):
+def test_the_shared_key_is_accepted_by_all_at_its_default(made, name):
     made(name, ORDINARY, prior_temperature=1.0)
     with pytest.raises(ConfigError, match="prior_temperature"):
         made(name, ORDINARY, prior_temperature=0)

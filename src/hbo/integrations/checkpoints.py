@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ SCHEMA = 1
 HASHED_BYTES = 16 * 2**20
 """Files up to this size are sealed by their hash too, larger ones by their length."""
 _UNSEALED = {SEAL, "training_args.bin"}  # no resume reads the latter
-_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,10 @@ def check_checkpoint(path: Path) -> None:
     """Refuse a damaged checkpoint that somebody asked for by name.
 
     Raises:
-        StateError: It is damaged.
+        StateError: It is damaged, or not there.
     """
+    if not path.is_dir():
+        raise StateError("there is no such checkpoint; name a folder checkpoint-N", where=str(path))
     fault = fault_of(path)
     if fault is not None:
         raise StateError(
@@ -129,6 +132,36 @@ def unseal(path: Path) -> None:
     (path / SEAL).unlink(missing_ok=True)
 
 
+def rotate(newest: Path, limit: int | None, best: str | None) -> None:
+    """Remove the oldest checkpoints beside one that is sealed.
+
+    The age of a checkpoint is that of its seal: the folder itself changes when a kill leaves it
+    half removed, and a damaged one may be of a later step than the newest.
+
+    Args:
+        newest: Stays.
+        limit: How many stay; ``None``: all.
+        best: Stays too.
+    """
+    if not limit or limit < 0:
+        return
+    kept = {path.resolve() for path in (newest, *([Path(best)] if best else [])) if path.is_dir()}
+    found = checkpoints_in(newest.parent)
+    older = [step for step, path in found.items() if path.resolve() not in kept]
+    older.sort(key=lambda step: (_written(found[step]), step))
+    for step in older[: max(len(older) + len(kept) - limit, 0)]:
+        unseal(found[step])  # half removed, it is not taken for whole
+        shutil.rmtree(found[step], ignore_errors=True)
+
+
+def _written(path: Path) -> float:
+    """When a checkpoint was finished; 0 where it was not."""
+    for name in (SEAL, TRAINER_STATE):
+        if (path / name).is_file():
+            return (path / name).stat().st_mtime
+    return 0.0
+
+
 def _files(path: Path) -> list[str]:
     found = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     return sorted(str(file.relative_to(path)) for file in found if file.name not in _UNSEALED)
@@ -143,18 +176,27 @@ def _mark(file: Path) -> dict[str, Any]:
 
 def _broken_seal(path: Path) -> str | None:
     try:
-        files = _read(path / SEAL)["files"]
-        for name, mark in files.items():
-            file = path / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size < mark["bytes"]:
-                return f"{name} is cut off"
-            if _mark(file) != mark:
-                return f"{name} has changed"
+        seal = _read(path / SEAL)
+        if seal["schema"] != SCHEMA:
+            return f"{SEAL} is of schema {seal['schema']!r}, this version reads {SCHEMA}"
+        for name, mark in seal["files"].items():
+            fault = _broken_file(path, name, mark)
+            if fault is not None:
+                return fault
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return f"{SEAL} cannot be read"
-    return None
+    return None if TRAINER_STATE in seal["files"] else f"{SEAL} does not name {TRAINER_STATE}"
+
+
+def _broken_file(path: Path, name: str, mark: Mapping[str, Any]) -> str | None:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return f"{SEAL} names files of other folders"
+    file = path / name
+    if not file.is_file():
+        return f"{name} is missing"
+    if file.stat().st_size < mark["bytes"]:
+        return f"{name} is cut off"
+    return None if _mark(file) == mark else f"{name} has changed"
 
 
 def _cut_off(path: Path) -> str | None:
@@ -163,7 +205,7 @@ def _cut_off(path: Path) -> str | None:
     if not weights and not sharded:
         return "it has no weights"
     cut = [file.name for file in weights if not is_whole_safetensors(file)]
-    cut += [file.name for file in path.glob("*.pt") if not zipfile.is_zipfile(file)]
+    cut += [file.name for file in sorted(path.glob("*.pt*")) if not zipfile.is_zipfile(file)]
     return f"{cut[0]} is cut off" if cut else None
 
 

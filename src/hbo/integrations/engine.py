@@ -20,6 +20,7 @@ from hbo.integrations.ranks import add_over_ranks, check_same_on_all_ranks, worl
 from hbo.measure.sharding import check_probe
 from hbo.mixture import FloatArray, Mixture
 from hbo.observations import loss_signals
+from hbo.policies import check_recording
 from hbo.runlog import RunLog
 from hbo.signals import FIRST_LOSS, LOSS, PERPLEXITY, PERPLEXITY_RATIO, TOKENS
 
@@ -96,6 +97,7 @@ class Engine:
         self.clock = Stopwatch()
         self.observer = BatchObserver(self.clock, losses_needed=options.signals == "observed")
         self.balancer = make_balancer()
+        check_recording(self.balancer.policy, self.balancer.mixture.names)
         self.probed = signals_to_probe(self.balancer.policy.needs, options.signals)
         self._at_log = self._at_update = self._position()
         self._alive = 0

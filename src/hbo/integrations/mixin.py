@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
 
 from hbo.balancer import Balancer
 from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN, BuiltMixture
@@ -22,6 +21,7 @@ from hbo.integrations.checkpoints import (
     check_checkpoint,
     kept_until_sealed,
     newest_checkpoint,
+    rotate,
     seal,
     unseal,
 )
@@ -328,12 +328,7 @@ class BalancingMixin:
         trainer.accelerator.wait_for_everyone()  # every rank has written its part
         if args.should_save:
             seal(folder, about_state(self.balancer) | self._made_with)
-            rotate_checkpoints(
-                output_dir=run_folder,
-                save_total_limit=args.save_total_limit,
-                best_model_checkpoint=state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            rotate(folder, args.save_total_limit, state.best_model_checkpoint)
 
 
 def check_mixture(mixture: object) -> None:

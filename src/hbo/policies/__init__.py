@@ -13,6 +13,7 @@ from hbo.errors import ConfigError
 from hbo.policies.base import Policy, PolicyState
 from hbo.policies.fields import nearest
 from hbo.policies.hbo import HBO
+from hbo.policies.replay import Replay
 from hbo.policies.schedule import Schedule
 from hbo.policies.static import Prior, Static
 
@@ -23,6 +24,7 @@ __all__ = [
     "PolicyState",
     "Preset",
     "Prior",
+    "Replay",
     "Schedule",
     "Static",
     "make_policy",
@@ -51,7 +53,7 @@ class Preset:
     def fields(self) -> dict[str, Any]:
         """Every field that can be given, with its default under this name."""
         declared: Any = self.build
-        own = {item.name: item.default for item in dataclasses.fields(declared)}
+        own = {item.name: item.default for item in dataclasses.fields(declared) if item.init}
         return {
             name: self.defaults.get(name, value)
             for name, value in own.items()
@@ -92,6 +94,7 @@ POLICIES: dict[str, Preset] = {
     "uni": Preset(Prior, fixed={"temperature": math.inf}),
     "static": Preset(Static),
     "schedule": Preset(Schedule),
+    "replay": Preset(Replay),
     "hbo": Preset(HBO),
     # The text: raw Eq. 7 and Eq. 8, one update of each actor per interval, t = 0 included. Adam and
     # 200 inner steps are not in the text, but its curves need them; step_rule=sgd is the letter.
@@ -138,3 +141,13 @@ def make_policy(name: str, fields: Mapping[str, Any] | None = None, /, **more: A
         return POLICIES[name](**{**(fields or {}), **more})
     except ConfigError as error:
         raise ConfigError(f"policy {name}: {error.message}") from None
+
+
+def check_recording(policy: Policy, names: tuple[str, ...]) -> None:
+    """Refuse to replay a run that was recorded on other subsets than these.
+
+    Raises:
+        ConfigError: The policy is a ``Replay`` of such a run.
+    """
+    if isinstance(policy, Replay):
+        policy.check_subsets(names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from hbo.mixture import FloatArray, IntArray
 from hbo.policies import fields
 from hbo.policies.base import PolicyState
 from hbo.policies.cells import from_plain, joint, two_level_prior
+from hbo.policies.steps import interval_of, points_passed
 from hbo.signals import Signals
 
 Point = tuple[int, tuple[tuple[float, ...], ...]]
@@ -70,10 +70,9 @@ class Schedule:
     @property
     def interval(self) -> int:
         """Steps between updates: with ``hold`` one falls on every point, so none comes late."""
-        steps = [step for step, _ in self.points if step > 0]
-        if self.interpolation == "linear" or not steps:
+        if self.interpolation == "linear":
             return self.update_interval
-        return math.gcd(*steps)
+        return interval_of([step for step, _ in self.points], self.update_interval)
 
     def init(self, sizes: IntArray, weights: FloatArray | None = None) -> PolicyState:
         """The points as cell probabilities, and step 0.
@@ -89,7 +88,7 @@ class Schedule:
     def probabilities(self, state: PolicyState) -> FloatArray:
         """(K, G) what the schedule says at the step of the last update."""
         steps, step = state["steps"], state["step"]
-        index = max(int(np.searchsorted(steps, step, side="right")) - 1, 0)
+        index = max(points_passed(steps, step) - 1, 0)
         here = from_plain(state["tables"][index])
         if self.interpolation == "hold" or index + 1 == len(steps) or step < steps[0]:
             return here

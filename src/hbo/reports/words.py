@@ -19,6 +19,7 @@ POLICY_WORDS = {
     "uni": "uniform mixing",
     "static": "fixed weights",
     "schedule": "a schedule",
+    "replay": "a recorded run",
 }
 
 

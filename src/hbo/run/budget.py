@@ -12,7 +12,7 @@ from hbo.balancer import Balancer
 from hbo.config import LoadedConfig
 from hbo.errors import ConfigError
 from hbo.mixture import FloatArray, IntArray, Mixture
-from hbo.policies import Policy, make_policy
+from hbo.policies import Policy, check_recording, make_policy
 from hbo.sampling.limits import Limits
 from hbo.signals import GRADIENT_NORM, WHOLE_SIGNALS
 
@@ -85,6 +85,7 @@ def start_probabilities(
             weights=weights,
             unit=balance.unit,
         )
+        check_recording(balancer.policy, mixture.names)
     except ConfigError as error:
         raise ConfigError(error.message, where=loaded.document.place(("balance",))) from None
     return balancer.probabilities, balancer.lag
