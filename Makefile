@@ -34,7 +34,8 @@ demo-multilingual: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
-# Kills a run at twenty random moments; the ordinary suite does it twice.
+# Kills runs at every moment that tests/crash/points.py knows, and at twenty random ones; the ordinary
+# suite at some of them.
 test-crash: install
 	HBO_KILLS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/crash $(ARGS)
 

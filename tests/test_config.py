@@ -103,6 +103,7 @@ MESSAGES = [
     (BASE.replace("hbo", "hbo-papr"),
      "config.yaml:9: balance.policy: unknown policy 'hbo-papr'; did you mean 'hbo-paper'?"),
     (BASE.replace("50", "0"), "config.yaml:10: balance.update_interval: is 0; allowed: a whole number"),
+    (BASE.replace("weight: 0.3", "streaming: true"), "config.yaml:4: datasets.arabic.streaming: 'streaming' gives"),
     (BASE.replace("weight: 0.3", "fraction: 0.3"), "config.yaml:4: datasets.arabic.fraction: 'fraction' is TRL's"),
     (BASE.replace(", weight: 0.3", ""),
      "config.yaml:4: datasets.arabic: has no weight, but other datasets have"),

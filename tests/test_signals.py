@@ -53,6 +53,14 @@ def test_not_finite_is_left_out_and_json_is_exact() -> None:
     assert np.array_equal(again.to_array(), table.to_array())
 
 
+def test_huge_values_leave_finite_tables() -> None:
+    """A table that is not finite could be saved in a checkpoint, and not be read again."""
+    table = table_of([(0, 1e300), (0, 1.0), (1, -1e308), (2, 1.0), (2, 2.0)] * 50)
+    assert np.isfinite(table.to_array()).all()
+    assert np.isfinite(table.standard_error[0]).all()
+    assert np.allclose(table.mean[0], [5e99, -1e100, 1.5], rtol=1e-12)
+
+
 def test_subset_mean_weights_examples_not_groups() -> None:
     table = table_of([(0, 1.0), (0, 1.0), (0, 1.0), (2, 5.0)])
     assert table.subset_mean[0] == 2.0

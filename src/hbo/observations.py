@@ -11,6 +11,7 @@ from hbo.mixture import FloatArray, IntArray, Mixture
 from hbo.signals import (
     EXAMPLE_SIGNALS,
     FIRST_LOSS,
+    LARGEST,
     LOSS,
     PERPLEXITY,
     PERPLEXITY_RATIO,
@@ -89,7 +90,8 @@ class Observations:
     def observe_whole(self, name: str, values: FloatArray) -> None:
         """Add (K,) values measured on whole subsets; NaN where this rank measured none."""
         known = np.isfinite(values)
-        self._local[name] += [np.where(known, values, 0.0), known.astype(np.float64)]
+        kept = np.where(known, np.clip(values, -LARGEST, LARGEST), 0.0)
+        self._local[name] += [kept, known.astype(np.float64)]
 
     def gather(self, reduce: Reduce = alone) -> None:
         """Add what the ranks observed since the last call; one reduction for everything."""

@@ -33,6 +33,8 @@ class RunLog:
         self, path: Path | str | None, keep: Callable[[dict[str, Any]], bool] | None = None
     ) -> None:
         self.path = None if path is None else Path(path)
+        self.listener: Callable[[dict[str, Any]], None] | None = None
+        """Called with each event, after it is written."""
         if self.path is not None and self.path.exists():
             self._rewrite(self.path, keep)
 
@@ -56,21 +58,26 @@ class RunLog:
         """
         if event not in EVENTS:
             raise ValueError(f"unknown event {event!r}; known: {sorted(EVENTS)}")
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # A file's name may hold bytes that are no UTF-8; escaped, they are valid JSON.
-        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(_line({"event": event, "schema": SCHEMA, **fields}))
+        entry = {"event": event, "schema": SCHEMA, **fields}
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # A file's name may hold bytes that are no UTF-8; escaped, they are valid JSON.
+            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(_line(entry))
+        if self.listener is not None:
+            self.listener(entry)
 
 
 def up_to(step: int) -> Callable[[dict[str, Any]], bool]:
-    """A ``keep`` rule: what a run at ``step`` has said; no later event, and no end."""
+    """A ``keep`` rule: what a run at ``step`` has said; no later event, and no end.
+
+    The evaluation of the trained model belongs to the end: it is made again.
+    """
 
     def keep(event: dict[str, Any]) -> bool:
-        at = event.get("step") or 0
-        # A line that was tampered with may hold anything; what cannot be placed is not kept.
-        return event["event"] != "end" and isinstance(at, int | float) and at <= step
+        at = int(event.get("step") or 0)
+        of_end = event["event"] == "evaluation" and event.get("split") == "test" and at > 0
+        return event["event"] != "end" and not of_end and at <= step
 
     return keep
 

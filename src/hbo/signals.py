@@ -32,6 +32,8 @@ GRADIENT_COSINE = "gradient_cosine"
 
 RESOLUTION = 2.0**30
 """Steps per unit to which values are rounded before they are summed."""
+LARGEST = 1e100
+"""Values beyond are cut to this: their squares, and sums of those, are still finite."""
 
 WHOLE_SIGNALS = frozenset({BATCH_GRADIENT_NORM, GRADIENT_COSINE})
 EXAMPLE_SIGNALS = frozenset({LOSS, FIRST_LOSS, PERPLEXITY, PERPLEXITY_RATIO, GRADIENT_NORM, TOKENS})
@@ -67,7 +69,7 @@ class SignalTable:
         return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape))
 
     def with_values(self, cells: IntArray, values: FloatArray) -> SignalTable:
-        """Add one value per example; values that are not finite are left out.
+        """Add one value per example; what is not finite is left out, what is huge cut to 1e100.
 
         Values are rounded to multiples of 2**-30 (1e-9), squares too. Sums of such numbers below
         2**23 are exact in float64, so the order in which examples, micro-batches, ranks and
@@ -171,7 +173,7 @@ def add_values(table: FloatArray, cells: IntArray, values: FloatArray) -> None:
     """
     values = np.asarray(values, dtype=np.float64)
     finite = np.isfinite(values)
-    cells, values = cells[finite], _rounded(values[finite])
+    cells, values = cells[finite], _rounded(np.clip(values[finite], -LARGEST, LARGEST))
     sums, squares, counts = table.reshape(3, -1)
     np.add.at(sums, cells, values)
     np.add.at(squares, cells, _rounded(values * values))

@@ -2,10 +2,15 @@
 
 import os
 import signal
+import time
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
-from hbo.run.stop import Interrupted, StopRequest, listening
+from hbo.run import stop
+from hbo.run.stop import Interrupted, StopRequest, listening, steady_workers
 
 
 def test_outside_training_a_signal_raises_at_once():
@@ -14,7 +19,8 @@ def test_outside_training_a_signal_raises_at_once():
     assert caught.value.signal_number == 15
 
 
-def test_in_training_the_first_is_noted_and_the_second_raises():
+def test_in_training_the_first_is_noted_and_the_second_raises(monkeypatch):
+    monkeypatch.setattr(stop, "ONE_WISH", 0.0)
     with listening() as request:
         request.patient = True
         os.kill(os.getpid(), signal.SIGINT)
@@ -23,6 +29,18 @@ def test_in_training_the_first_is_noted_and_the_second_raises():
             request.raise_if_requested("checkpoint at step 3")
         with pytest.raises(Interrupted, match="SIGINT"):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_scheduler_and_a_launcher_that_both_signal_are_one_wish(patient):
+    with listening() as request:
+        request.patient = patient
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Interrupted:
+            assert not patient
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.signal_number == signal.SIGTERM
 
 
 def test_handlers_are_put_back():
@@ -34,3 +52,38 @@ def test_handlers_are_put_back():
 
 def test_nothing_requested_nothing_raised():
     StopRequest().raise_if_requested("x")
+
+
+class ProcessIds(torch.utils.data.Dataset):
+    """Each item is the process that loaded it."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, number):
+        return os.getpid()
+
+
+def begin(worker_id):
+    """What a trainer has its workers do first."""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="Linux only")
+def test_a_loader_worker_outlives_a_signal_of_a_launcher_and_heeds_its_parent():
+    def make():
+        return DataLoader(ProcessIds(), num_workers=1, worker_init_fn=begin)
+
+    trainer = SimpleNamespace(get_train_dataloader=make)
+    steady_workers(trainer)
+    batches = iter(trainer.get_train_dataloader())
+    worker = int(next(batches))
+    # From another process: one of our own would be its parent's word.
+    for _ in range(2):
+        assert os.spawnlp(os.P_WAIT, "kill", "kill", "-TERM", str(worker)) == 0
+    assert [int(pid) for pid in batches] == [worker] * 39
+    del batches
+    deadline = time.monotonic() + 20
+    while os.path.exists(f"/proc/{worker}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

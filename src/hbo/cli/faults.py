@@ -69,8 +69,12 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 1, f"{_place(error)}{error.strerror or str(error)[:200] or type(error).__name__}"
     if isinstance(error, ModuleNotFoundError):
         return 1, f"the package {error.name!r} is not installed; see `hbo doctor`"
+    if str(error).startswith("DataLoader worker (pid"):
+        return 1, f"a loader worker died ({str(error)[:160]}); run again with --resume"
+    # An error of a loader worker brings its traceback as text, with its own words at the end.
+    told = str(error).rpartition(f"\n{type(error).__name__}: ")[2]
     return 1, (
-        f"a fault of hbo or of a library: {type(error).__name__}: {str(error)[:300]}"
+        f"a fault of hbo or of a library: {type(error).__name__}: {told[:300]}"
         " (run again with --debug for the traceback)"
     )
 

@@ -29,6 +29,12 @@ FRACTION = (
     "and 'weight' is the dataset's share of the draws. Use 'weight' (for all datasets or for none)"
 )
 
+STREAMING = (
+    "'streaming' gives examples one after the other, and difficulty groups and exact draws need "
+    "each by its number. Leave it out: files are mapped into memory, not loaded"
+)
+REFUSED = {"fraction": FRACTION, "streaming": STREAMING}
+
 
 def _at(key: str, text: str) -> PydanticCustomError:
     """An error of a whole section that one of its keys is to blame for."""
@@ -59,9 +65,9 @@ class DatasetSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_fraction(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "fraction" in values:
-            raise _at("fraction", FRACTION)
+    def _no_other_meaning(cls, values: Any) -> Any:
+        for key in REFUSED.keys() & (values.keys() if isinstance(values, dict) else ()):
+            raise _at(key, REFUSED[key])
         return values
 
     @model_validator(mode="after")

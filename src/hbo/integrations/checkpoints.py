@@ -183,6 +183,8 @@ def _broken_seal(path: Path) -> str | None:
             fault = _broken_file(path, name, mark)
             if fault is not None:
                 return fault
+        if seal.get("finite_weights") is False:
+            return "its weights are not finite"
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return f"{SEAL} cannot be read"
     return None if TRAINER_STATE in seal["files"] else f"{SEAL} does not name {TRAINER_STATE}"

@@ -229,7 +229,8 @@ class Engine:
         elif step - self._alive >= LOST_STEPS:
             raise StateError(
                 f"training is lost: not one finite loss in steps {self._alive + 1} to {step}; "
-                "resume from a checkpoint before that with a lower training.learning_rate"
+                "resume with a lower training.learning_rate from a checkpoint before that "
+                "(those with NaN weights are passed over)"
             )
 
     def warn(self, code: str, text: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from hbo.balancer import Balancer
 from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN, BuiltMixture
-from hbo.errors import ConfigError, DataError, StateError
+from hbo.errors import StateError
 from hbo.integrations.checkpoints import (
     check_checkpoint,
     kept_until_sealed,
@@ -27,11 +27,12 @@ from hbo.integrations.checkpoints import (
 )
 from hbo.integrations.engine import STATE_KEY, BalanceOptions, Engine
 from hbo.integrations.events import about_state
+from hbo.integrations.fit import align, check_arguments, draws_per_step_of, pad_id_of
 from hbo.integrations.loader import BalancedSampler, ExampleIdCollator, fit_look_ahead
 from hbo.integrations.probing import dataset_probe
+from hbo.integrations.ranks import weights_are_finite
 from hbo.measure.fingerprints import tokenizer_fingerprint
 from hbo.measure.forward import bare_model
-from hbo.mixture import Mixture
 from hbo.policies import make_policy
 from hbo.policies.base import Policy
 from hbo.runlog import RunLog
@@ -68,7 +69,7 @@ class BalancingCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Before the first step of an epoch or after a resume: the random state from before it."""
+        """Before the first step of an epoch or after a resume: set the random state."""
         self._trainer.restore_random_state()
 
     def on_step_end(
@@ -105,6 +106,8 @@ class BalancingMixin:
     """Optimiser step of the last checkpoint."""
     _resumed_from: str | None = None
     _random_state: torch.Tensor | None = None
+    _window: Mapping[str, float] = MappingProxyType({})
+    """Numbers of a log window that was closed before the trainer's own log of it."""
 
     def balance(
         self,
@@ -130,13 +133,13 @@ class BalancingMixin:
         options = options or BalanceOptions()
         policy = make_policy(policy) if isinstance(policy, str) else policy
         check_arguments(trainer.args)
-        table, trainer.train_dataset = _align(mixture.mixture, trainer.train_dataset)
+        table, trainer.train_dataset = align(mixture.mixture, trainer.train_dataset)
         if not isinstance(trainer.data_collator, ExampleIdCollator):
             trainer.data_collator = ExampleIdCollator(trainer.data_collator)
         seed = options.seed
         if seed is None:
             seed = trainer.args.seed if trainer.args.data_seed is None else trainer.args.data_seed
-        self._draws_per_step = _draws_per_step(trainer)
+        self._draws_per_step = draws_per_step_of(trainer)
 
         def make_balancer() -> Balancer:
             return Balancer(
@@ -155,7 +158,7 @@ class BalancingMixin:
             table,
             examples_per_subset=options.probe_examples,
             seed=seed,
-            pad_id=_pad_id(trainer),
+            pad_id=pad_id_of(trainer),
             dtype=torch.bfloat16 if trainer.args.bf16 else None,
             notice=lambda text: self.engine.warn("probe-memory", text),
         )
@@ -221,11 +224,12 @@ class BalancingMixin:
         self._random_state = torch.get_rng_state()
 
     def restore_random_state(self) -> None:
-        """At the first step of an epoch or after a resume, undo what beginning to load drew.
+        """At the first step of an epoch or after a resume: as if each epoch began loading once.
 
-        An iterator of a loader draws a number when it is made: in each epoch, with persistent
-        workers in the first one only, and again after a resume in the middle of an epoch. With
-        that undone, neither workers nor a stop change what dropout draws.
+        An iterator of a loader draws a number when it is made: once an epoch, but with persistent
+        workers in the first epoch only, and once more after a resume in the middle of one. What
+        was drawn is undone and, at an epoch's beginning, drawn once, so that neither workers nor a
+        stop change what dropout draws.
         """
         state, self._random_state = self._random_state, None
         checkpoint, self._resumed_from = self._resumed_from, None
@@ -233,6 +237,10 @@ class BalancingMixin:
             super()._load_rng_state(checkpoint)  # type: ignore[misc]
         elif state is not None:
             torch.set_rng_state(state)
+        else:
+            return
+        if self.balancer.step * self._draws_per_step % self._draws_per_epoch == 0:
+            torch.empty((), dtype=torch.int64).random_()
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
@@ -247,7 +255,8 @@ class BalancingMixin:
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The trainer's own log, with per-subset numbers beside a training loss."""
         if "loss" in logs:
-            logs.update(self.engine.log_window())
+            logs.update({**self._window, **self.engine.log_window()})
+            self._window = {}
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def evaluate(
@@ -314,8 +323,12 @@ class BalancingMixin:
         # is written and sealed do older checkpoints go.
         trainer: Any = self
         args, state = trainer.args, trainer.state
-        if state.global_step >= state.max_steps:
-            self.engine.log_window()  # nothing goes on from here that could say it later
+        epoch_ends = self.balancer.step * self._draws_per_step % self._draws_per_epoch == 0
+        last = state.global_step >= state.max_steps
+        if last or (epoch_ends and args.logging_strategy == "epoch"):
+            # The trainer logs an epoch after it saves, and a run that goes on from here would not
+            # know that it was told.
+            self._window = self.engine.log_window()
         self.saved_step = state.global_step
         saved = self.engine.state_dict() | self._made_with
         state.stateful_callbacks[STATE_KEY] = saved
@@ -326,69 +339,7 @@ class BalancingMixin:
         with kept_until_sealed(args):
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
         trainer.accelerator.wait_for_everyone()  # every rank has written its part
+        whole = weights_are_finite(trainer.model)
         if args.should_save:
-            seal(folder, about_state(self.balancer) | self._made_with)
+            seal(folder, about_state(self.balancer) | self._made_with | {"finite_weights": whole})
             rotate(folder, args.save_total_limit, state.best_model_checkpoint)
-
-
-def check_mixture(mixture: object) -> None:
-    """Catch the likeliest mistake: datasets where a built mixture belongs.
-
-    Raises:
-        ConfigError: It is no ``BuiltMixture``.
-    """
-    if not isinstance(mixture, BuiltMixture):
-        raise ConfigError(
-            f"mixture is a {type(mixture).__name__}; pass what build_mixture(...) returns"
-        )
-
-
-def check_arguments(args: TrainingArguments) -> None:
-    """Settings that would change which examples are drawn, or how many make a step."""
-    strategy = getattr(args, "train_sampling_strategy", "random")
-    if strategy in ("group_by_length", "batch_rebalance"):
-        raise ConfigError(
-            f"train_sampling_strategy={strategy!r} picks examples itself; balancing draws them: "
-            "leave it at 'random'"
-        )
-    if args.auto_find_batch_size:
-        raise ConfigError("auto_find_batch_size changes the draws of a step; set a batch size")
-    if args.accelerator_config.dispatch_batches:
-        raise ConfigError("accelerator_config.dispatch_batches=True is not supported; unset it")
-    if getattr(args, "packing", False):
-        raise ConfigError(
-            "packing=True mixes difficulty groups in a row; use padding_free=True with "
-            "max_length=None, or plain padded batches"
-        )
-
-
-def _pad_id(trainer: Any) -> int:
-    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-    return int(getattr(tokenizer, "pad_token_id", None) or 0)
-
-
-def _draws_per_step(trainer: Any) -> int:
-    args = trainer.args
-    ranks = 1 if args.accelerator_config.split_batches else args.world_size
-    return int(args.train_batch_size * args.gradient_accumulation_steps * ranks)
-
-
-def _align(mixture: Mixture, dataset: Dataset) -> tuple[Mixture, Dataset]:
-    """The trainer's rows in the mixture's layout; rows that its preparation dropped leave it."""
-    if ID_COLUMN not in dataset.column_names:
-        raise DataError(
-            f"the trainer's dataset has no {ID_COLUMN} column: pass build_mixture(...).dataset as "
-            "train_dataset"
-        )
-    ids = np.asarray(dataset[ID_COLUMN], dtype=np.int64)
-    if len(ids) == mixture.num_examples and (np.diff(ids) == 1).all():
-        return mixture, dataset
-    order = np.argsort(ids, kind="stable")
-    kept = ids[order]
-    counts = np.bincount(mixture.cell_of(kept), minlength=mixture.sizes.size)
-    sizes = counts.reshape(mixture.sizes.shape)
-    tokens = None if mixture.mean_tokens is None else np.where(sizes > 0, mixture.mean_tokens, 0.0)
-    kept_hash = hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
-    table = Mixture(mixture.names, sizes, f"{mixture.data_fingerprint}:{kept_hash}", tokens)
-    aligned = dataset.select(order).remove_columns(ID_COLUMN)
-    return table, aligned.add_column(ID_COLUMN, np.arange(len(kept)))

@@ -7,8 +7,10 @@ import hashlib
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from hbo.errors import StateError
+from hbo.measure.sharding import is_dtensor
 from hbo.mixture import FloatArray
 
 
@@ -45,3 +47,11 @@ def check_same_on_all_ranks(array: FloatArray, what: str) -> None:
     own = np.frombuffer(digest[:24], dtype="<u2").astype(np.float64)
     if not np.array_equal(add_over_ranks(own), own * size):
         raise StateError(f"the ranks hold different {what}; this run cannot go on exactly")
+
+
+def weights_are_finite(model: nn.Module) -> bool:
+    """Whether no trained weight is NaN or infinite, on any rank; all ranks call it together."""
+    trained = (p.detach() for p in model.parameters() if p.requires_grad)
+    own = (p.to_local() if is_dtensor(p) else p for p in trained)
+    broken = not all(bool(torch.isfinite(weights).all()) for weights in own)
+    return not add_over_ranks(np.array([float(broken)])).any()

@@ -8,7 +8,8 @@ from trl import SFTTrainer
 
 from hbo.errors import ConfigError
 from hbo.integrations.engine import BalanceOptions
-from hbo.integrations.mixin import BalancingMixin, check_mixture
+from hbo.integrations.fit import check_mixture
+from hbo.integrations.mixin import BalancingMixin
 
 if TYPE_CHECKING:
     from hbo.data.assemble import BuiltMixture

@@ -1,20 +1,51 @@
-"""What a run adds to the trainer's callbacks: stopping on a signal, a clock, a line per log."""
+"""What a run adds to a trainer: stopping on a signal, a clock, a line per log and per warning."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from hbo.run.progress import say
+from hbo.run.progress import printable, say
 from hbo.run.stop import StopRequest
+from hbo.run.trackers import guard_trackers
+from hbo.run.world import is_main
 from hbo.runlog import RunLog
 
 CLOCK_KEY = "hbo_run"
+RATE_KEY = "hbo_learning_rate"
 VALIDATION = "validation"
+UNSPOKEN = frozenset({"unknown-reward", "stopped"})
+"""Warnings for the run log only: every run has the first until each cell was drawn once, and of a
+stop the program speaks itself."""
+
+
+def watch_over(trainer: Any) -> None:
+    """Make a balanced trainer fit for what happens to long runs, before it trains.
+
+    Trackers cannot end it, warnings of the run log are said on stderr too, and a resume may lower
+    the learning rate.
+    """
+    trainer.add_callback(RateCallback())
+    if is_main():
+        trainer.engine.run_log.listener = first_of_each()
+    guard_trackers(trainer, trainer.engine.warn)
+
+
+def first_of_each() -> Callable[[dict[str, Any]], None]:
+    """A listener that says the first warning of each code on stderr: the rest would be noise."""
+    said = set(UNSPOKEN)
+
+    def say_warning(event: dict[str, Any]) -> None:
+        if event["event"] == "warning" and event["code"] not in said:
+            said.add(event["code"])
+            sys.stderr.write(printable(f"warning: step {event['step']}: {event['text']}") + "\n")
+
+    return say_warning
 
 
 class StopCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
@@ -65,6 +96,33 @@ class ClockCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the time where the trainer's checkpoint keeps it."""
         state.stateful_callbacks[CLOCK_KEY] = {"seconds": self.seconds, **self._facts}
+
+
+class RateCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """A resume with another ``training.learning_rate`` trains with it.
+
+    By itself a Trainer goes on with the rates of the checkpoint's optimiser and schedule, whatever
+    was asked for; who lowers the rate of a training that was lost would lose it again.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Scale what the checkpoint restored by new rate / old rate."""
+        before = state.stateful_callbacks.get(RATE_KEY)
+        if before and before != args.learning_rate:
+            _scale_rates(kwargs["optimizer"], kwargs["lr_scheduler"], args.learning_rate / before)
+        state.stateful_callbacks[RATE_KEY] = args.learning_rate
+
+
+def _scale_rates(optimiser: Any, schedule: Any, factor: float) -> None:
+    """Multiply the present and the initial learning rate of each group of parameters."""
+    for group in optimiser.param_groups:
+        for key in ("lr", "initial_lr"):
+            if key in group:
+                group[key] = group[key] * factor
+    schedule = getattr(schedule, "scheduler", schedule)  # inside Accelerate's wrapper
+    for key in ("base_lrs", "_last_lr"):
+        if key in vars(schedule):
+            setattr(schedule, key, [rate * factor for rate in getattr(schedule, key)])
 
 
 class ValidationCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]

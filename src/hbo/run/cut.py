@@ -45,7 +45,8 @@ def keep_global_batch(training: Any, saved: Mapping[str, Any], ranks: int) -> st
         2
     """
     configured, wanted = configured_cut(training), saved.get("draws_per_step")
-    if not isinstance(wanted, int) or configured != {key: saved.get(key) for key in configured}:
+    same = configured == {key: saved.get(key) for key in configured}
+    if not (same and isinstance(wanted, int) and wanted > 0):
         return None
     batch, accumulation = configured.values()
     if training.accelerator_config.split_batches:

@@ -9,10 +9,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""EFBIG: a limit on the size of a file, of a shell or a file system, leaves no space either."""
 _FULL_WORDS = (
     "no space left on device",
     "disk quota exceeded",
+    "file too large (os error",
     # torch.save says no more than that what it wrote has not arrived.
     "unexpected pos ",
     "iostream error",

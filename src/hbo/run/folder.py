@@ -96,6 +96,13 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half written."""
+    for pattern in (f"{LOG}.*.tmp", f".{CONFIG}.tmp", f".{SUMMARY}.tmp", ".report-*.html"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def changed_keys(values: Mapping[str, Any], folder: Path) -> list[str]:
     """Keys in which a configuration differs from the one that the folder's run was begun with.
 

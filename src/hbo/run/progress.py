@@ -12,10 +12,13 @@ from hbo.run.world import is_main
 def say(line: str) -> None:
     """One line for the user, from the main process only."""
     if is_main():
-        # A subset's name may hold a newline, or turn the direction of the line.
-        shown = "".join(letter if letter.isprintable() else "?" for letter in line)
-        sys.stdout.write(f"{shown}\n")
+        sys.stdout.write(f"{printable(line)}\n")
         sys.stdout.flush()
+
+
+def printable(line: str) -> str:
+    """A text as one line: a subset's name may hold a newline, or turn the direction of the line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 @contextmanager

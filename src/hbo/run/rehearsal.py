@@ -45,7 +45,7 @@ def rehearse(prepared: Prepared, steps: int) -> None:
 
 
 def _check_balancing(loaded: LoadedConfig, training: Any) -> None:
-    from hbo.integrations.mixin import check_arguments
+    from hbo.integrations.fit import check_arguments
 
     try:
         check_arguments(training)

@@ -257,6 +257,7 @@ def _claim(run: _Run, *, resume: bool, overwrite: bool) -> None:
     with run.prepared.settings.training.main_process_first(desc="output folder"):
         if is_main():
             run.folder.mkdir(parents=True, exist_ok=True)
+            files.sweep(run.folder)
         if resume:
             run.checkpoint, damaged = newest_checkpoint(run.folder)
         if is_main() and run.checkpoint is None and (overwrite or resume):
@@ -287,13 +288,10 @@ def _train(run: _Run, mixture: BuiltMixture) -> dict[str, Any]:
     if run.stop.signal_number is not None:
         name = signal.Signals(run.stop.signal_number).name
         run.warn("stopped", f"stopped by {name}", int(trainer.state.global_step))
-    run.stop.raise_if_requested(
-        f"checkpoint at step {trainer.state.global_step} in {run.folder}; run again with --resume"
-    )
     steps = int(trainer.state.global_step)
-    after = run.evaluate(
-        trainer.accelerator.unwrap_model(trainer.model), steps, "the trained model"
-    )
+    saved = f"checkpoint at step {steps}" if trainer.saved_step == steps else "no checkpoint"
+    run.stop.raise_if_requested(f"{saved} in {run.folder}; run again with --resume")
+    after = run.evaluate(trainer.watched_model, steps, "the trained model")
     summary = make_summary(
         balance=trainer.balance_summary(),
         policy=run.loaded.config.balance.policy,
@@ -322,6 +320,7 @@ def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
     training = settings.training
     # The rows are tokens and labels already: the masks that these two ask for are in the labels.
     training.completion_only_loss, training.assistant_only_loss = None, False
+    training.eval_on_start = training.eval_on_start and run.checkpoint is None
     if training.padding_free:
         training.max_length = None  # the rows are cut already; TRL wants that said
     facts = {**run.configured, "draws_per_step": run.plan.budget.draws_per_step}

@@ -1,4 +1,4 @@
-"""Which process of the run this is, as ``torchrun`` and ``accelerate launch`` say it."""
+"""Which process of the run this is, as launchers and MPI say it (and Accelerate reads it)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
 
 def rank() -> int:
     """Number of this process among all; 0 where there is only one."""
-    return int(os.environ.get("RANK", "0"))
+    return _first(RANK, 0)
 
 
 def world_size() -> int:
     """How many processes there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _first(WORLD_SIZE, 1)
 
 
 def is_main() -> bool:
@@ -34,3 +37,7 @@ def process_group() -> Iterator[None]:
 
             if dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
+
+
+def _first(names: tuple[str, ...], otherwise: int) -> int:
+    return next((int(os.environ[name]) for name in names if name in os.environ), otherwise)
