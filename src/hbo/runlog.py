@@ -75,7 +75,9 @@ def up_to(step: int) -> Callable[[dict[str, Any]], bool]:
     """
 
     def keep(event: dict[str, Any]) -> bool:
-        at = int(event.get("step") or 0)
+        at = event.get("step") or 0
+        if not isinstance(at, int | float):
+            return False  # a line that was tampered with may hold anything
         of_end = event["event"] == "evaluation" and event.get("split") == "test" and at > 0
         return event["event"] != "end" and not of_end and at <= step
 

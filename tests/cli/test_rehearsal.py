@@ -93,7 +93,7 @@ def of_few_tokens(model: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without_weights, "the folder 'broken' has no weights (*.safetensors, *.bin, *.gguf)"),
+        (without_weights, "the folder 'broken' has no weights (*.safetensors, *.gguf)"),
         (cut_off, "model.safetensors' is cut off or damaged"),
         (
             of_unknown_kind,
