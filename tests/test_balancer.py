@@ -227,3 +227,9 @@ def test_rate_zero_is_the_prior() -> None:
         Balancer(MIXTURE, make_policy("prop"), seed=3, draws_per_step=5, lag=2),
     )
     assert run(frozen, 20) == run(prior, 20)
+
+
+def test_another_schema_is_another_run() -> None:
+    saved = {**hbo().state_dict(), "schema": 1}
+    with pytest.raises(OtherRunError, match="has schema 1, this version reads"):
+        hbo().load_state_dict(saved)

@@ -24,7 +24,7 @@ _WORDS = {
 
 
 class OtherRunError(StateError):
-    """A saved state is whole, and of another run."""
+    """A saved state is of another run, or of another version of this package."""
 
 
 def plain(value: Any) -> Any:
@@ -46,13 +46,13 @@ def check_identity(state: Any, own: Mapping[str, Any]) -> None:
         own: The identity of the run that wants to go on from it.
 
     Raises:
-        OtherRunError: It belongs to another mixture, policy or setting.
-        StateError: It has another schema, or is no state.
+        OtherRunError: It belongs to another mixture, policy or setting, or has another schema.
+        StateError: It is no state.
     """
     if not isinstance(state, Mapping) or not isinstance(state.get("identity"), Mapping):
         raise StateError("the saved balancing state is damaged; use an earlier checkpoint")
     if state.get("schema") != SCHEMA:
-        raise StateError(
+        raise OtherRunError(
             f"the saved state has schema {str(state.get('schema'))[:20]}, this version reads "
             f"{SCHEMA}; resume with the version of hbo that wrote it, or {ANEW}"
         )

@@ -216,12 +216,12 @@ def test_a_named_checkpoint_that_is_damaged_or_missing_is_refused(tmp_path: Path
         check_checkpoint(tmp_path / "checkpoint-9")
 
 
-def test_nothing_is_rotated_away_before_the_seal() -> None:
-    args: Any = SimpleNamespace(save_total_limit=1)
+def test_nothing_is_rotated_away_or_uploaded_before_the_seal() -> None:
+    args: Any = SimpleNamespace(save_total_limit=1, push_to_hub=True)
     with pytest.raises(OSError), kept_until_sealed(args):
-        assert args.save_total_limit is None
+        assert (args.save_total_limit, args.push_to_hub) == (None, False)
         raise OSError
-    assert args.save_total_limit == 1
+    assert (args.save_total_limit, args.push_to_hub) == (1, True)
 
 
 def aged(folder: Path, *steps: int) -> None:

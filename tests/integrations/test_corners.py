@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from transformers import (
 from hbo.data.build import BuiltMixture
 from hbo.errors import ConfigError
 from hbo.integrations.engine import BalanceOptions
+from hbo.integrations.fit import check_parallelism
 from hbo.integrations.transformers import BalancedTrainer, attach
 from hbo.integrations.trl import BalancedSFTTrainer
 from hbo.measure.probe import Probe
@@ -211,3 +213,19 @@ def test_only_the_main_process_writes_the_run_log(
         run_log=RunLog(tmp_path / "run.jsonl"),
     )
     assert trainer.engine.run_log.path is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("args", SimpleNamespace(n_gpu=4), "4 GPUs in one process .* torchrun --nproc_per_node 4"),
+        ("get_tp_size", lambda: 2, "tensor, context and sequence parallelism"),
+    ],
+)
+def test_ways_to_cut_a_batch_that_are_no_ranks_are_refused(
+    make: Train, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, message: str
+) -> None:
+    trainer = make()
+    monkeypatch.setattr(trainer, name, value)
+    with pytest.raises(ConfigError, match=message):
+        check_parallelism(trainer)

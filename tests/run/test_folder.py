@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from hbo.config import from_mapping
-from hbo.errors import ConfigError
-from hbo.integrations.checkpoints import newest_checkpoint
+from hbo.errors import ConfigError, EnvironmentProblem, StateError
+from hbo.integrations.checkpoints import newest_checkpoint, seal
+from hbo.measure.ranks import Ranks
+from hbo.run import resume
 from hbo.run.files import disk_is_full, write_whole
 from hbo.run.folder import changed_keys, clear, holds_run, require_free
 from hbo.run.folder import write_config as write_run_config
+from hbo.run.resume import claim
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -106,3 +112,39 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path):
         write_whole(path, 3)  # type: ignore[arg-type]
     assert path.read_text() == "one"
     assert [entry.name for entry in path.parent.iterdir()] == ["a.json"]
+
+
+def test_a_run_none_of_whose_checkpoints_is_whole_is_not_thrown_away(tmp_path: Path):
+    path = checkpoint(tmp_path, 4)
+    seal(path, {})
+    (path / "model.safetensors").write_bytes(b"cut")
+    training = SimpleNamespace(main_process_first=lambda desc: nullcontext())
+    with pytest.raises(StateError, match=r"no checkpoint is whole any more: checkpoint-4 .*--over"):
+        claim(tmp_path, training, resume=True, overwrite=False)
+    assert path.is_dir()
+    assert claim(tmp_path, training, resume=False, overwrite=True)[0] is None
+    assert not path.exists()
+
+
+def test_what_was_never_written_to_its_end_is_begun_anew(tmp_path: Path):
+    path = checkpoint(tmp_path, 4)
+    (path / "trainer_state.json").write_text("{")
+    training = SimpleNamespace(main_process_first=lambda desc: nullcontext())
+    assert claim(tmp_path, training, resume=True, overwrite=False)[0] is None
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("seen", "refused"), [((0, 0), False), ((1, 1), False), ((0, 1), True)])
+def test_ranks_must_see_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: tuple[int, int], refused: bool
+):
+    plan: Any = SimpleNamespace(budget=SimpleNamespace(steps=4))
+    if seen[0]:
+        (tmp_path / "summary.json").write_text('{"steps": 4}')
+    two = Ranks(0, 2, lambda array: array + np.array([0.0, 0.0, seen[1]]))
+    monkeypatch.setattr(resume, "all_ranks", lambda: two)
+    if refused:
+        with pytest.raises(EnvironmentProblem, match="a disk that all of them share"):
+            resume.finished_summary(tmp_path, plan)
+    else:
+        assert bool(resume.finished_summary(tmp_path, plan)) == bool(seen[0])

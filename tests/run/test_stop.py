@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hbo.run import stop
+from hbo.run.callbacks import StopCallback
 from hbo.run.stop import Interrupted, StopRequest, listening, steady_workers
 
 
@@ -87,3 +88,16 @@ def test_a_loader_worker_outlives_a_signal_of_a_launcher_and_heeds_its_parent():
     while os.path.exists(f"/proc/{worker}"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_signal_that_comes_while_ranks_ask_each_other_is_not_lost(monkeypatch):
+    request = StopRequest()
+
+    def comes_now(flag, op):
+        request.signal_number = signal.SIGTERM  # after ours was read: the flag says 0
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", comes_now)
+    callback = StopCallback(request)
+    assert not callback._requested(torch.device("cpu"))
+    assert request.signal_number == signal.SIGTERM

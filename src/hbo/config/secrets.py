@@ -12,7 +12,10 @@ from typing import Any
 
 HIDDEN = "***"
 
-_WORDS = r"(?:token|api[_-]?key|access[_-]?key|secret|password|passwd|credentials?|authorization)"
+_WORDS = (
+    r"(?:token|(?:api|access|secret|private)[_-]?key|secret|password|passwd|credentials?"
+    r"|authorization)"
+)
 _KEY = re.compile(rf"(?:.*[_-])?(?:{_WORDS}|auth)", re.IGNORECASE)
 _VOCABULARY = re.compile(r"(?:eos|pad|bos|unk|sep|cls|mask|eot|image|video|audio)_token")
 _IN_TEXT = (
@@ -20,7 +23,8 @@ _IN_TEXT = (
     (re.compile(r"(?<=://)[^/\s@'\"]+@"), f"{HIDDEN}@"),
     (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), HIDDEN),
     (
-        re.compile(rf"([?&][^=&\s]*(?:{_WORDS}|signature|\bsig)[^=&\s]*=)[^&\s#'\"]+", re.I),
+        # What is looked ahead for ends at the next ?, so that no text takes long.
+        re.compile(rf"([?&](?=[^=&?\s]*(?:{_WORDS}|signature|\bsig))[^=&?\s]*=)[^&\s#'\"]+", re.I),
         rf"\1{HIDDEN}",
     ),
 )

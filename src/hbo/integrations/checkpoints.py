@@ -51,6 +51,11 @@ def checkpoints_in(folder: Path) -> dict[int, Path]:
     return {int(match[1]): path for path, match in named if match and path.is_dir()}
 
 
+def holds_sealed(folder: Path) -> bool:
+    """Whether any checkpoint of a folder was once written to its end."""
+    return any((path / SEAL).exists() for path in checkpoints_in(folder).values())
+
+
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The last checkpoint that is whole, and a line on each damaged one that was passed over."""
     damaged: list[str] = []
@@ -102,12 +107,13 @@ def check_checkpoint(path: Path) -> None:
 
 @contextmanager
 def kept_until_sealed(args: TrainingArguments) -> Iterator[None]:
-    """Older checkpoints are not rotated away while a new one is written."""
+    """While a checkpoint is written, older ones are not rotated away, and none is uploaded."""
     limit, args.save_total_limit = args.save_total_limit, None
+    push, args.push_to_hub = args.push_to_hub, False
     try:
         yield
     finally:
-        args.save_total_limit = limit
+        args.save_total_limit, args.push_to_hub = limit, push
 
 
 def seal(path: Path, about: Mapping[str, Any]) -> None:
@@ -164,7 +170,7 @@ def _written(path: Path) -> float:
 
 def _files(path: Path) -> list[str]:
     found = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    return sorted(str(file.relative_to(path)) for file in found if file.name not in _UNSEALED)
+    return sorted(file.relative_to(path).as_posix() for file in found if file.name not in _UNSEALED)
 
 
 def _mark(file: Path) -> dict[str, Any]:

@@ -192,7 +192,9 @@ class Engine:
         interval = self._since(since)
         self._check_alive(interval)
         silent = (interval["draws"] > 0) & (interval["tokens"] + interval["broken"] == 0)
-        if silent.any():
+        # Where losses are probed because the model hides them, no subset shows any.
+        shown = self.options.signals == "observed" or interval["tokens"].any()
+        if shown and silent.any():
             names = listed(self.balancer.mixture, silent)
             self.warn("no-tokens", f"no trained token since the last update: {names}")
         taken = time.perf_counter() - start

@@ -47,6 +47,21 @@ def check_arguments(args: TrainingArguments) -> None:
         )
 
 
+def check_parallelism(trainer: Any) -> None:
+    """Ways to use several devices that cut a batch in other ways than ranks do."""
+    devices = trainer.args.n_gpu
+    if devices > 1:
+        raise ConfigError(
+            f"{devices} GPUs in one process (DataParallel) are not supported; start with torchrun "
+            f"--nproc_per_node {devices} or accelerate launch, or set CUDA_VISIBLE_DEVICES to one"
+        )
+    if trainer.get_tp_size() * trainer.get_cp_size() * trainer.get_sp_size() > 1:
+        raise ConfigError(
+            "tensor, context and sequence parallelism share one batch between ranks, which "
+            "balancing does not count yet; use DDP, FSDP or DeepSpeed ZeRO"
+        )
+
+
 def pad_id_of(trainer: Any) -> int:
     """Any id of the vocabulary to pad with; the tokenizer's own where it has one."""
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)

@@ -1,4 +1,4 @@
-"""What a Hugging Face trainer needs to be balanced: six overrides, and no training loop of ours."""
+"""What a Hugging Face trainer needs to be balanced: a few overrides, and no loop of ours."""
 
 from __future__ import annotations
 
@@ -27,10 +27,16 @@ from hbo.integrations.checkpoints import (
 )
 from hbo.integrations.engine import STATE_KEY, BalanceOptions, Engine
 from hbo.integrations.events import about_state
-from hbo.integrations.fit import align, check_arguments, draws_per_step_of, pad_id_of
+from hbo.integrations.fit import (
+    align,
+    check_arguments,
+    check_parallelism,
+    draws_per_step_of,
+    pad_id_of,
+)
 from hbo.integrations.loader import BalancedSampler, ExampleIdCollator, fit_look_ahead
 from hbo.integrations.probing import dataset_probe
-from hbo.integrations.ranks import weights_are_finite
+from hbo.integrations.ranks import check_same_on_all_ranks, weights_are_finite
 from hbo.measure.fingerprints import tokenizer_fingerprint
 from hbo.measure.forward import bare_model
 from hbo.policies import make_policy
@@ -133,6 +139,7 @@ class BalancingMixin:
         options = options or BalanceOptions()
         policy = make_policy(policy) if isinstance(policy, str) else policy
         check_arguments(trainer.args)
+        check_parallelism(trainer)
         table, trainer.train_dataset = align(mixture.mixture, trainer.train_dataset)
         if not isinstance(trainer.data_collator, ExampleIdCollator):
             trainer.data_collator = ExampleIdCollator(trainer.data_collator)
@@ -304,6 +311,11 @@ class BalancingMixin:
             resume_from_checkpoint = self._newest_checkpoint()
         elif resume_from_checkpoint:
             check_checkpoint(Path(resume_from_checkpoint))
+        name = Path(resume_from_checkpoint).name if isinstance(resume_from_checkpoint, str) else ""
+        check_same_on_all_ranks(
+            np.frombuffer(name.encode(), np.uint8).astype(np.float64),
+            "checkpoints to resume from: put output_dir on a disk that all share",
+        )
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def _newest_checkpoint(self) -> str | bool:
@@ -342,4 +354,7 @@ class BalancingMixin:
         whole = weights_are_finite(trainer.model)
         if args.should_save:
             seal(folder, about_state(self.balancer) | self._made_with | {"finite_weights": whole})
-            rotate(folder, args.save_total_limit, state.best_model_checkpoint)
+            if whole:  # else what is older may be all that can be gone on from
+                rotate(folder, args.save_total_limit, state.best_model_checkpoint)
+        if args.push_to_hub:
+            trainer._push_from_checkpoint(str(folder))

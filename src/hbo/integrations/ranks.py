@@ -52,6 +52,7 @@ def check_same_on_all_ranks(array: FloatArray, what: str) -> None:
 def weights_are_finite(model: nn.Module) -> bool:
     """Whether no trained weight is NaN or infinite, on any rank; all ranks call it together."""
     trained = (p.detach() for p in model.parameters() if p.requires_grad)
-    own = (p.to_local() if is_dtensor(p) else p for p in trained)
+    # Under ZeRO-3 a parameter is an empty stand-in for this rank's part of it.
+    own = (p.to_local() if is_dtensor(p) else getattr(p, "ds_tensor", p) for p in trained)
     broken = not all(bool(torch.isfinite(weights).all()) for weights in own)
     return not add_over_ranks(np.array([float(broken)])).any()

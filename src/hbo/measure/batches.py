@@ -186,5 +186,6 @@ class TokenBudget:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # The CPU's allocator has no exception type of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # The allocators of CPUs, of Apple's GPUs and of cuBLAS have no exception type of their own.
+    words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

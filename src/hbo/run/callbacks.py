@@ -70,7 +70,8 @@ class StopCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         flag = torch.tensor([mine], device=device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         number = int(flag.item())
-        self._request.signal_number = number or None
+        if number:  # never back to None: a signal may have come since ``mine`` was read
+            self._request.signal_number = number
         return bool(number)
 
 

@@ -53,6 +53,11 @@ def keep_global_batch(training: Any, saved: Mapping[str, Any], ranks: int) -> st
         return None  # the configured batch is that of all ranks already
     if batch * accumulation * ranks == wanted:
         return None
+    if getattr(training, "deepspeed", None):
+        return (
+            f"a step drew {wanted} examples before; with training.deepspeed set gradient_"
+            "accumulation_steps yourself to keep that, as DeepSpeed has read its settings already"
+        )
     fitting = [size for size in range(batch, 0, -1) if wanted % (size * ranks) == 0]
     if not fitting:
         return f"{wanted} examples of a step cannot be dealt to {ranks} ranks; its size changes"

@@ -1,4 +1,4 @@
-"""The run directory: who owns it, what is in it, and which checkpoint is whole."""
+"""The run directory: who owns it, and what is in it."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from hbo.data.formats import response_text
 from hbo.evaluation.examples import HeldoutExample, find_options
 from hbo.evaluation.heldout import HeldoutResult, evaluate_heldout, macro
 from hbo.run.prepare import Part, Prepared
-from hbo.run.scores import all_ranks
+from hbo.run.ranks import all_ranks
 
 Done = Callable[[int, int], None]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +129,30 @@ def load_model(
     check_weights(loaded, name, path)
 
     def load() -> Any:
-        return AutoModelForCausalLM.from_pretrained(name, **options)
+        with _not_spread():
+            return AutoModelForCausalLM.from_pretrained(name, **options)
 
     model = _from_pretrained(loaded, path, name, "model", load)
     # A quantised model is placed by its loader and cannot be moved.
     quantised = tuning.load_in_8bit or tuning.load_in_4bit
     return model if quantised else model.to(settings.training.device)
+
+
+@contextmanager
+def _not_spread() -> Iterator[None]:
+    """Load a model whole on each rank, also where ZeRO-3 is to train it.
+
+    Transformers would spread it over the ranks as it loads, outside DeepSpeed's engine; but it is
+    scored and evaluated first, and not on all ranks at once. The engine spreads it later.
+    """
+    from transformers.integrations import deepspeed
+
+    found = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = found
 
 
 def empty_model(

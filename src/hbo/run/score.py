@@ -13,7 +13,8 @@ from hbo.run.caches import scores_dir
 from hbo.run.plan import plan_of
 from hbo.run.prepare import Prepared, prepare
 from hbo.run.progress import bar, say
-from hbo.run.scores import Notice, measured_scores, on_all_ranks
+from hbo.run.ranks import on_all_ranks
+from hbo.run.scores import Notice, measured_scores
 
 
 def score_run(loaded: LoadedConfig, notice: Notice = say) -> dict[str, Any]:

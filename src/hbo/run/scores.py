@@ -21,6 +21,7 @@ from hbo.policies import make_policy
 from hbo.run.caches import scores_dir
 from hbo.run.models import load_model
 from hbo.run.prepare import Prepared
+from hbo.run.ranks import all_ranks
 from hbo.sampling.limits import Limits
 from hbo.signals import FIRST_LOSS, PERPLEXITY_RATIO
 
@@ -108,37 +109,6 @@ def measured_scores(
         notice=notice,
         ranks=all_ranks(),
     )
-
-
-def all_ranks() -> Ranks:
-    """The ranks of this run, for measurements that they share."""
-    from hbo.integrations.ranks import add_over_ranks, world
-
-    rank, world_size = world()
-    return Ranks(rank, world_size, add_over_ranks)
-
-
-def on_all_ranks(work: Callable[[], Result]) -> Result:
-    """Do something on every rank; where it fails on one it fails on all, and none waits for it.
-
-    The work itself may open the process group, as ``prepare`` does.
-
-    Args:
-        work: Needs no other rank.
-    """
-    results: list[Result] = []
-    failure: list[Exception] = []
-    try:
-        results.append(work())
-    except Exception as error:
-        failure.append(error)
-
-    def outcome(_nothing: FloatArray) -> None:
-        if failure:
-            raise failure[0]
-
-    all_ranks().combine(0, outcome)
-    return results[0]
 
 
 def wants_first_losses(prepared: Prepared) -> bool:

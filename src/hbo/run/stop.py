@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -84,13 +85,16 @@ def heed_parent_only() -> None:
     torch's workers die of a SIGTERM from elsewhere, and take the training with them before it can
     save. ``torchrun`` and schedulers send one to every process of a job.
     """
-    if not hasattr(signal, "sigwaitinfo"):
-        return  # not on macOS, where no scheduler signals us
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process there too
+        return
+    parent = multiprocessing.parent_process()
+    parent_id = os.getppid() if parent is None else parent.pid  # they differ under forkserver
     wanted = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
 
     def wait() -> None:
-        while signal.sigwaitinfo(wanted).si_pid != os.getppid():
+        while signal.sigwaitinfo(wanted).si_pid != parent_id:
             pass
         os._exit(0)
 

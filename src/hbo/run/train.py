@@ -12,22 +12,23 @@ from typing import Any
 from hbo.config import LoadedConfig
 from hbo.data.assemble import BuiltMixture
 from hbo.errors import EnvironmentProblem
-from hbo.integrations.checkpoints import Checkpoint, newest_checkpoint
+from hbo.integrations.checkpoints import Checkpoint
 from hbo.run import folder as files
 from hbo.run.budget import policy_of
-from hbo.run.cut import configured_cut, keep_global_batch
 from hbo.run.environment import versions
 from hbo.run.files import disk_is_full, finite, json_text, write_whole
 from hbo.run.heldout import evaluate_test, to_json
 from hbo.run.models import load_model
-from hbo.run.plan import Plan, plan_of
-from hbo.run.prepare import Prepared, prepare
+from hbo.run.plan import Plan
+from hbo.run.prepare import Prepared
 from hbo.run.progress import bar, say
-from hbo.run.scores import build, measured_scores, on_all_ranks
+from hbo.run.ranks import on_all_ranks
+from hbo.run.resume import claim, finished_summary, left_by_clock, planned, require_same, resolved
+from hbo.run.scores import build, measured_scores
 from hbo.run.stop import StopRequest, steady_workers
 from hbo.run.summary import make_summary
-from hbo.run.world import is_main, world_size
-from hbo.runlog import RunLog, read_log, up_to
+from hbo.run.world import is_main
+from hbo.runlog import RunLog, read_log
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class _Run:
     folder: Path
     stop: StopRequest
     start: float
-    configured: dict[str, Any]
+    configured: Mapping[str, Any]
     checkpoint: Checkpoint | None
     log: RunLog
     model: Any = None
@@ -62,7 +63,7 @@ class _Run:
     @property
     def seconds_before(self) -> float:
         """Wall seconds that the run had taken when it was stopped."""
-        seconds = _saved(self.checkpoint).get("seconds")
+        seconds = left_by_clock(self.checkpoint).get("seconds")
         return float(seconds) if isinstance(seconds, int | float) else 0.0
 
     @property
@@ -98,7 +99,7 @@ class _Run:
 
     def begin(self, mixture: BuiltMixture) -> None:
         """Write the start of the run: configuration, versions, what the data is, what is amiss."""
-        config = _resolved(self.loaded, self.plan)
+        config = resolved(self.loaded, self.plan)
         made_with = versions()
         if is_main():
             files.write_config({**config, "versions": made_with}, self.folder)
@@ -120,7 +121,7 @@ class _Run:
         """Say where a resumed run continues, and what is no longer as it was begun."""
         step = self.checkpoint.step if self.checkpoint else 0
         say(f"continuing from step {step}")
-        changed = files.changed_keys(_resolved(self.loaded, self.plan), self.folder)
+        changed = files.changed_keys(resolved(self.loaded, self.plan), self.folder)
         if changed:
             text = f"resumed with other settings than it was begun with: {', '.join(changed)}"
             say(f"notice: {text}")
@@ -163,24 +164,25 @@ def train_run(
     """
     start = time.perf_counter()
     folder = files.require_free(loaded, resume=resume, overwrite=overwrite)
-    plan, configured, recut = on_all_ranks(lambda: _planned(loaded, folder if resume else None))
-    prepared = plan.prepared
+    found = on_all_ranks(lambda: planned(loaded, folder if resume else None))
+    plan, prepared = found.plan, found.plan.prepared
     prior = dict(zip(plan.mixture.names, plan.probabilities.sum(axis=1).tolist(), strict=True))
-    finished = _finished(folder, plan) if resume else None
+    finished = finished_summary(folder, plan) if resume else None
     if finished is not None:
-        _require_same(loaded, plan, folder)
+        require_same(loaded, plan, folder)
         say(f"{folder}: this run is finished; nothing is left to do")
         _write_missing_report(folder)
         return Outcome(finished, prior)
     for text in (*prepared.settings.notices, *plan.warning_lines):
         say(f"notice: {text}")
-    run = _Run(prepared, plan, folder, stop, start, configured, None, RunLog(None))
+    run = _Run(prepared, plan, folder, stop, start, found.configured, None, RunLog(None))
     mixture = run.score()
     try:
-        _claim(run, resume=resume, overwrite=overwrite)
-        if recut is not None and run.checkpoint is not None:
-            say(f"notice: {recut}")
-            run.warn("other-ranks", recut, run.checkpoint.step)
+        training = prepared.settings.training
+        run.checkpoint, run.log = claim(folder, training, resume=resume, overwrite=overwrite)
+        if found.recut is not None and run.checkpoint is not None:
+            say(f"notice: {found.recut}")
+            run.warn("other-ranks", found.recut, run.checkpoint.step)
         return Outcome(_train(run, mixture), prior)
     except Exception as error:
         if not disk_is_full(error):
@@ -190,84 +192,11 @@ def train_run(
         raise EnvironmentProblem(text, where=str(where)) from error
 
 
-def _planned(loaded: LoadedConfig, resumed: Path | None) -> tuple[Plan, dict[str, Any], str | None]:
-    """What a run will do; the batch that was configured, and a notice if it is cut otherwise now.
-
-    Args:
-        loaded: The configuration.
-        resumed: The folder of the run that goes on, if one does.
-    """
-    prepared = prepare(loaded, say)
-    training = prepared.settings.training
-    configured, recut = configured_cut(training), None
-    if resumed is not None:
-        recut = keep_global_batch(training, _saved(newest_checkpoint(resumed)[0]), world_size())
-    return plan_of(prepared), configured, recut
-
-
-def _saved(checkpoint: Checkpoint | None) -> Mapping[str, Any]:
-    """What ``ClockCallback`` left in a checkpoint."""
-    from hbo.run.callbacks import CLOCK_KEY
-
-    found = {} if checkpoint is None else checkpoint.callbacks.get(CLOCK_KEY)
-    return found if isinstance(found, dict) else {}
-
-
-def _finished(folder: Path, plan: Plan) -> dict[str, Any] | None:
-    """The summary of a run that got to its last step."""
-    import json
-
-    try:
-        summary = json.loads((folder / files.SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    done = isinstance(summary, dict) and summary.get("steps") == plan.budget.steps
-    return summary if done else None
-
-
-def _resolved(loaded: LoadedConfig, plan: Plan) -> dict[str, Any]:
-    """The configuration with what was decided for the user."""
-    config = loaded.config.plain()
-    config["balance"]["lag"] = plan.lag
-    return config
-
-
-def _require_same(loaded: LoadedConfig, plan: Plan, folder: Path) -> None:
-    """Refuse to pass a finished run of another configuration off as this one's."""
-    changed = files.changed_keys(_resolved(loaded, plan), folder)
-    if changed:
-        shown = ", ".join(changed[:5])
-        raise loaded.error(
-            ("output_dir",),
-            f"{str(folder)!r} holds a finished run of another configuration ({shown}); set another"
-            " output_dir, or replace it with --overwrite",
-        )
-
-
 def _write_missing_report(folder: Path) -> None:
     from hbo.reports import write_report
 
     if is_main() and not (folder / files.REPORT).exists():
         write_report(folder)
-
-
-def _claim(run: _Run, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder this run's: empty it, or find the checkpoint to go on from."""
-    damaged: list[str] = []
-    with run.prepared.settings.training.main_process_first(desc="output folder"):
-        if is_main():
-            run.folder.mkdir(parents=True, exist_ok=True)
-            files.sweep(run.folder)
-        if resume:
-            run.checkpoint, damaged = newest_checkpoint(run.folder)
-        if is_main() and run.checkpoint is None and (overwrite or resume):
-            files.clear(run.folder)
-    path = run.folder / files.LOG if is_main() else None
-    step = 0 if run.checkpoint is None else run.checkpoint.step
-    run.log = RunLog(path, keep=up_to(step))
-    for text in damaged:
-        say(f"notice: {text}")
-        run.warn("damaged-checkpoint", text, step)
 
 
 def _train(run: _Run, mixture: BuiltMixture) -> dict[str, Any]:
