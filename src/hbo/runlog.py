@@ -32,11 +32,17 @@ class RunLog:
     def __init__(
         self, path: Path | str | None, keep: Callable[[dict[str, Any]], bool] | None = None
     ) -> None:
-        self.path = None if path is None else Path(path)
+        self.path: Path | None = None
         self.listener: Callable[[dict[str, Any]], None] | None = None
         """Called with each event, after it is written."""
-        if self.path is not None and self.path.exists():
-            self._rewrite(self.path, keep)
+        if path is not None:
+            self.open(Path(path), keep)
+
+    def open(self, path: Path, keep: Callable[[dict[str, Any]], bool] | None = None) -> None:
+        """Write to this file from now on; see the class for ``keep``."""
+        self.path = path
+        if path.exists():
+            self._rewrite(path, keep)
 
     @staticmethod
     def _rewrite(path: Path, keep: Callable[[dict[str, Any]], bool] | None) -> None:

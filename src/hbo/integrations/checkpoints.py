@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 SEAL = "hbo_state.json"
+STATE_KEY = "hbo"
+"""Under which balancing keeps its state among a trainer's stateful callbacks."""
 TRAINER_STATE = "trainer_state.json"
 SCHEMA = 1
 HASHED_BYTES = 16 * 2**20
@@ -247,4 +249,4 @@ def _callbacks(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_ours(state: Mapping[str, Any]) -> bool:
-    return "hbo" in _callbacks(state)
+    return STATE_KEY in _callbacks(state)

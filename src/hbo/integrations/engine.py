@@ -13,7 +13,7 @@ from torch import nn
 
 from hbo.balancer import Balancer, Update
 from hbo.errors import ConfigError, StateError
-from hbo.identity import OtherRunError
+from hbo.identity import ANEW, OtherRunError, check_identity
 from hbo.integrations.events import listed, ratio, step_event, tracker_metrics, update_event
 from hbo.integrations.observer import BatchObserver, Stopwatch
 from hbo.integrations.ranks import add_over_ranks, check_same_on_all_ranks, world
@@ -27,7 +27,6 @@ from hbo.signals import FIRST_LOSS, LOSS, PERPLEXITY, PERPLEXITY_RATIO, TOKENS
 if TYPE_CHECKING:
     from hbo.measure.probe import Probe
 
-STATE_KEY = "hbo"
 SIGNAL_SOURCES = ("observed", "probe")
 RESUME = ("exact", "anew")
 LOST_STEPS = 3
@@ -81,6 +80,7 @@ class Engine:
         options: See ``BalanceOptions``.
         probe: Measures what is not observed.
         run_log: Where events go.
+        first_losses: (K,) mean losses of the subsets under the untouched model, where known.
     """
 
     def __init__(
@@ -89,6 +89,8 @@ class Engine:
         options: BalanceOptions,
         probe: Probe,
         run_log: RunLog,
+        *,
+        first_losses: FloatArray | None = None,
     ) -> None:
         self._make_balancer = make_balancer
         self.options = options
@@ -100,7 +102,8 @@ class Engine:
         check_recording(self.balancer.policy, self.balancer.mixture.names)
         self.probed = signals_to_probe(self.balancer.policy.needs, options.signals)
         self._at_log = self._at_update = self._position()
-        self._alive = 0
+        self._first_losses = first_losses
+        self._lost_steps = 0
 
     def start(
         self,
@@ -129,7 +132,7 @@ class Engine:
             self.balancer, self.clock.seconds = self._make_balancer(), 0.0
             self.balancer.begin_at(step)
             self._at_log = self._at_update = self._position()
-        self._alive = step
+        self._lost_steps = 0
         if step and begins:
             self.warn("balancing-begins", f"balancing begins at step {step}, with its first draw")
         if last_step is not None:
@@ -145,6 +148,7 @@ class Engine:
         if saved is None:
             return False
         try:
+            self.check_state(saved)
             self.balancer.load_state_dict(saved["balancer"])
         except OtherRunError:
             if self.options.resume == "exact":
@@ -157,6 +161,34 @@ class Engine:
             text = f"a step draws {now} examples now, {before} before the resume"
             self.warn("global-batch", text)
         return True
+
+    def check_state(self, saved: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint's state that is another run's; nothing is changed.
+
+        Raises:
+            OtherRunError: It is of another mixture, policy, setting or untouched model.
+        """
+        check_identity(saved["balancer"], self.balancer.identity)
+        for key, ours in self._measured_by().items():
+            theirs = saved["measured_by"][key]
+            if theirs != ours:
+                raise OtherRunError(
+                    f"the checkpoint was written with another balance.{key} ({theirs!r}, here "
+                    f"{ours!r}); give the same, or {ANEW}"
+                )
+        first = saved["first_losses"]
+        if first is None or self._first_losses is None:
+            return
+        theirs_first = np.asarray(first, dtype=np.float64)
+        if not np.allclose(theirs_first, self._first_losses, rtol=1e-3, equal_nan=True):
+            raise OtherRunError(
+                "the checkpoint's rewards refer to another untouched model: the losses under it "
+                f"have changed; give the same model, or {ANEW}"
+            )
+
+    def _measured_by(self) -> dict[str, Any]:
+        """Options that decide what the rewards are measured on."""
+        return {"signals": self.options.signals, "probe_examples": self.options.probe_examples}
 
     def stop(self) -> None:
         """Training ended: nothing of ours stays on the model."""
@@ -177,6 +209,8 @@ class Engine:
                     "another sampler replaced ours"
                 )
             self.balancer.observations.train(seen.example_ids, seen.loss, seen.tokens)
+            lost = (seen.tokens > 0).any() and not np.isfinite(seen.loss).any()
+            self._lost_steps = self._lost_steps + 1 if lost else 0
             if self.options.signals == "observed":
                 values = loss_signals(seen.loss, seen.first_loss) | {TOKENS: seen.tokens}
                 self.balancer.observe(seen.example_ids, values)
@@ -223,14 +257,16 @@ class Engine:
         """Stop a training that has no finite loss any more; all ranks see the same window.
 
         Raises:
-            StateError: ``LOST_STEPS`` or more steps without one.
+            StateError: The last ``LOST_STEPS`` steps or more had none on any rank.
         """
-        step = self.balancer.step
-        if window["tokens"].any() or not window["broken"].any():
-            self._alive = step
-        elif step - self._alive >= LOST_STEPS:
+        if not window["broken"].any():
+            return
+        alive = add_over_ranks(np.array([float(self._lost_steps < LOST_STEPS)]))
+        if not alive.any():
+            step = self.balancer.step
             raise StateError(
-                f"training is lost: not one finite loss in steps {self._alive + 1} to {step}; "
+                f"training is lost: not one finite loss in steps {step - self._lost_steps + 1} to "
+                f"{step}; "
                 "resume with a lower training.learning_rate from a checkpoint before that "
                 "(those with NaN weights are passed over)"
             )
@@ -273,6 +309,8 @@ class Engine:
         return {
             "balancer": self.balancer.state_dict(),
             "balance_seconds": self.clock.seconds,
+            "measured_by": self._measured_by(),
+            "first_losses": None if self._first_losses is None else self._first_losses.tolist(),
             "marks": {"log": _to_json(self._at_log), "update": _to_json(self._at_update)},
         }
 

@@ -62,6 +62,19 @@ def check_parallelism(trainer: Any) -> None:
         )
 
 
+def check_evaluated(datasets: Any) -> None:
+    """A subset whose own evaluation would be taken for the average over all.
+
+    Raises:
+        ConfigError: One of several evaluation sets is called ``mixture``.
+    """
+    if isinstance(datasets, dict) and "mixture" in datasets:
+        raise ConfigError(
+            "a subset called 'mixture' cannot be evaluated: eval_mixture_loss is the average over "
+            "subsets; give it another name"
+        )
+
+
 def pad_id_of(trainer: Any) -> int:
     """Any id of the vocabulary to pad with; the tokenizer's own where it has one."""
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,24 +17,27 @@ from hbo.balancer import Balancer
 from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN, BuiltMixture
 from hbo.errors import StateError
 from hbo.integrations.checkpoints import (
+    STATE_KEY,
     check_checkpoint,
+    fault_of,
     kept_until_sealed,
     newest_checkpoint,
     rotate,
     seal,
     unseal,
 )
-from hbo.integrations.engine import STATE_KEY, BalanceOptions, Engine
+from hbo.integrations.engine import BalanceOptions, Engine
 from hbo.integrations.events import about_state
 from hbo.integrations.fit import (
     align,
     check_arguments,
+    check_evaluated,
     check_parallelism,
     draws_per_step_of,
     pad_id_of,
 )
 from hbo.integrations.loader import BalancedSampler, ExampleIdCollator, fit_look_ahead
-from hbo.integrations.probing import dataset_probe
+from hbo.integrations.probing import dataset_probe, mean_first_losses
 from hbo.integrations.ranks import check_same_on_all_ranks, weights_are_finite
 from hbo.measure.fingerprints import tokenizer_fingerprint
 from hbo.measure.forward import bare_model
@@ -53,6 +55,7 @@ class BalancingCallback(TrainerCallback):
 
     def __init__(self, trainer: BalancingMixin) -> None:
         self._trainer = trainer
+        self._saves_late = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -63,6 +66,7 @@ class BalancingCallback(TrainerCallback):
             self._trainer.watched_model, state.global_step, saved, last_step=state.max_steps
         )
         self._trainer.compare_makers(saved)
+        self._trainer.forget_a_damaged_best()
         if self._trainer.prefetch_notice and saved is None:  # a resumed run has said it before
             self._trainer.engine.warn("prefetch", self._trainer.prefetch_notice)
 
@@ -81,8 +85,21 @@ class BalancingCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take in what the step showed; decide, if it is time."""
+        """Take in what the step showed; decide, if it is time.
+
+        A checkpoint at an epoch's end waits for what else happens there once an epoch: one written
+        before the epoch's log or evaluation would never see them after a resume.
+        """
         self._trainer.engine.finish_step(self._trainer.watched_model)
+        waits = "epoch" in (args.eval_strategy, args.logging_strategy)
+        if control.should_save and waits and self._trainer.epoch_ends:
+            control.should_save, self._saves_late = False, True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Now the checkpoint that waited: the trainer logs and evaluates before it saves."""
+        control.should_save, self._saves_late = control.should_save or self._saves_late, False
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -101,8 +118,8 @@ class BalancingMixin:
 
     Set in front of a trainer class: ``class Balanced(BalancingMixin, Trainer)``. It overrides
     the sampler, the signature columns, ``train``, ``compute_loss``, ``log``, ``evaluate``,
-    ``_load_rng_state`` and ``_save_checkpoint``, each by a call of the original with a little
-    before or after it.
+    ``_load_rng_state``, ``_load_best_model`` and ``_save_checkpoint``, each by a call of the
+    original with a little before or after it.
     """
 
     engine: Engine
@@ -112,8 +129,6 @@ class BalancingMixin:
     """Optimiser step of the last checkpoint."""
     _resumed_from: str | None = None
     _random_state: torch.Tensor | None = None
-    _window: Mapping[str, float] = MappingProxyType({})
-    """Numbers of a log window that was closed before the trainer's own log of it."""
 
     def balance(
         self,
@@ -140,6 +155,7 @@ class BalancingMixin:
         policy = make_policy(policy) if isinstance(policy, str) else policy
         check_arguments(trainer.args)
         check_parallelism(trainer)
+        check_evaluated(trainer.eval_dataset)
         table, trainer.train_dataset = align(mixture.mixture, trainer.train_dataset)
         if not isinstance(trainer.data_collator, ExampleIdCollator):
             trainer.data_collator = ExampleIdCollator(trainer.data_collator)
@@ -170,7 +186,8 @@ class BalancingMixin:
             notice=lambda text: self.engine.warn("probe-memory", text),
         )
         log = run_log if run_log is not None and trainer.is_world_process_zero() else RunLog(None)
-        self.engine = Engine(make_balancer, options, probe, log)
+        first = mean_first_losses(trainer.train_dataset, table)
+        self.engine = Engine(make_balancer, options, probe, log, first_losses=first)
         self.prefetch_notice = fit_look_ahead(trainer.args, self.engine.balancer.lag)
         trainer._signature_columns = None
         trainer.add_callback(BalancingCallback(self))
@@ -222,6 +239,13 @@ class BalancingMixin:
         steps = math.ceil(len(trainer.train_dataset) / self._draws_per_step)
         return steps * self._draws_per_step
 
+    @property
+    def epoch_ends(self) -> bool:
+        """Whether the present step is the last of an epoch, or of the training."""
+        trainer: Any = self
+        whole = self.balancer.step * self._draws_per_step % self._draws_per_epoch == 0
+        return whole or trainer.state.global_step >= trainer.state.max_steps
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)  # type: ignore[misc]
         self._resumed_from = checkpoint
@@ -262,8 +286,7 @@ class BalancingMixin:
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The trainer's own log, with per-subset numbers beside a training loss."""
         if "loss" in logs:
-            logs.update({**self._window, **self.engine.log_window()})
-            self._window = {}
+            logs.update(self.engine.log_window())
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def evaluate(
@@ -278,10 +301,14 @@ class BalancingMixin:
         Returns:
             The trainer's metrics and the mean over subsets (macro) of their losses.
         """
+        datasets = self.eval_dataset if eval_dataset is None else eval_dataset  # type: ignore[attr-defined]
+        check_evaluated(datasets)
+        # Its loader draws from the random state, which a run resumed before it would not have done.
+        before = torch.get_rng_state()
         metrics: dict[str, float] = super().evaluate(  # type: ignore[misc]
             eval_dataset, ignore_keys, metric_key_prefix, **kwargs
         )
-        datasets = self.eval_dataset if eval_dataset is None else eval_dataset  # type: ignore[attr-defined]
+        torch.set_rng_state(before)
         if isinstance(datasets, dict):
             names = [f"{metric_key_prefix}_{name}_loss" for name in datasets]
             macro = {
@@ -330,17 +357,29 @@ class BalancingMixin:
             )
         return True if found is None else str(found.path)  # of none at all the Trainer complains
 
+    def forget_a_damaged_best(self) -> bool:
+        """Let another checkpoint become the best where the best one is damaged; say so."""
+        state: Any = self.state  # type: ignore[attr-defined]
+        best = state.best_model_checkpoint
+        fault = fault_of(Path(best)) if best and Path(best).is_dir() else None
+        if fault is None:
+            return False
+        text = f"{Path(best).name}, the best so far, is damaged ({fault}) and passed over"
+        self.engine.warn("damaged-checkpoint", text)
+        state.best_model_checkpoint = state.best_metric = state.best_global_step = None
+        return True
+
+    def _load_best_model(self) -> None:
+        if not self.forget_a_damaged_best():  # else the last weights stay
+            super()._load_best_model()  # type: ignore[misc]
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # The state of record is trainer_state.json, which the trainer writes in here. Only when all
         # is written and sealed do older checkpoints go.
         trainer: Any = self
         args, state = trainer.args, trainer.state
-        epoch_ends = self.balancer.step * self._draws_per_step % self._draws_per_epoch == 0
-        last = state.global_step >= state.max_steps
-        if last or (epoch_ends and args.logging_strategy == "epoch"):
-            # The trainer logs an epoch after it saves, and a run that goes on from here would not
-            # know that it was told.
-            self._window = self.engine.log_window()
+        if state.global_step >= state.max_steps:
+            self.engine.log_window()  # nothing goes on from here that could say it later
         self.saved_step = state.global_step
         saved = self.engine.state_dict() | self._made_with
         state.stateful_callbacks[STATE_KEY] = saved

@@ -21,6 +21,23 @@ TOKENS_PER_BATCH = 1024
 """A probe has few examples of many lengths: small batches waste little of their work on padding."""
 
 
+def mean_first_losses(dataset: Dataset, mixture: Mixture) -> FloatArray | None:
+    """(K,) mean loss of each subset under the untouched model; ``None`` where it is not known.
+
+    Close enough on any device, and another for another model: it says whether a resumed run still
+    has the model that its rewards refer to.
+    """
+    if FIRST_LOSS_COLUMN not in dataset.column_names:
+        return None
+    losses = np.asarray(dataset[FIRST_LOSS_COLUMN], dtype=np.float64)
+    known, subsets = np.isfinite(losses), mixture.subset_of(np.arange(len(losses)))
+    sums = np.bincount(subsets[known], losses[known], minlength=mixture.num_subsets)
+    counts = np.bincount(subsets[known], minlength=mixture.num_subsets)
+    means: FloatArray = np.full(len(sums), np.nan)
+    np.divide(sums, counts, out=means, where=counts > 0)
+    return means
+
+
 def dataset_probe(
     dataset: Dataset,
     mixture: Mixture,

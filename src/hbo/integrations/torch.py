@@ -15,7 +15,7 @@ from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
 from hbo.errors import ConfigError
 from hbo.integrations.engine import BalanceOptions, Engine
 from hbo.integrations.loader import ExampleIdCollator
-from hbo.integrations.probing import dataset_probe
+from hbo.integrations.probing import dataset_probe, mean_first_losses
 from hbo.integrations.ranks import world
 from hbo.policies import make_policy
 from hbo.policies.base import Policy
@@ -142,7 +142,9 @@ class BalancedLoop:
         self._batch_size = batch_size
         self._accumulation = accumulation
         self._steps = steps
-        self.engine = Engine(make_balancer, options, probe, run_log or RunLog(None))
+        first = mean_first_losses(mixture.dataset, mixture.mixture)
+        log = run_log or RunLog(None)
+        self.engine = Engine(make_balancer, options, probe, log, first_losses=first)
         self.engine.start(model, 0, None, last_step=steps)
         self.sampler = MixtureSampler(self.balancer, steps, batch_size, rank, world_size)
 

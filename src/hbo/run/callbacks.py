@@ -13,7 +13,6 @@ from transformers import TrainerCallback
 from hbo.run.progress import printable, say
 from hbo.run.stop import StopRequest
 from hbo.run.trackers import guard_trackers
-from hbo.run.world import is_main
 from hbo.runlog import RunLog
 
 CLOCK_KEY = "hbo_run"
@@ -27,12 +26,9 @@ stop the program speaks itself."""
 def watch_over(trainer: Any) -> None:
     """Make a balanced trainer fit for what happens to long runs, before it trains.
 
-    Trackers cannot end it, warnings of the run log are said on stderr too, and a resume may lower
-    the learning rate.
+    Trackers cannot end it, and a resume may lower the learning rate.
     """
     trainer.add_callback(RateCallback())
-    if is_main():
-        trainer.engine.run_log.listener = first_of_each()
     guard_trackers(trainer, trainer.engine.warn)
 
 

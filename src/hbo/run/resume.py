@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from hbo.run.prepare import prepare
 from hbo.run.progress import say
 from hbo.run.ranks import all_ranks
 from hbo.run.world import is_main, world_size
-from hbo.runlog import RunLog, up_to
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ def require_same(loaded: LoadedConfig, plan: Plan, folder: Path) -> None:
 
 def claim(
     folder: Path, training: Any, *, resume: bool, overwrite: bool
-) -> tuple[Checkpoint | None, RunLog]:
+) -> tuple[Checkpoint | None, list[str]]:
     """Make the folder this run's: empty it, or find the checkpoint to go on from.
 
     Args:
@@ -123,12 +123,13 @@ def claim(
         overwrite: Empty it.
 
     Returns:
-        The checkpoint, and the run log with what was said until then.
+        The checkpoint, and a line on each damaged one that was passed over.
 
     Raises:
         StateError: Every checkpoint of a run that goes on is damaged: nothing is removed.
     """
-    checkpoint, damaged = None, list[str]()
+    checkpoint: Checkpoint | None = None
+    damaged: list[str] = []
     with training.main_process_first(desc="output folder"):
         if is_main():
             folder.mkdir(parents=True, exist_ok=True)
@@ -143,9 +144,30 @@ def claim(
                 )
         if is_main() and checkpoint is None and (overwrite or resume):
             files.clear(folder)
-    step = 0 if checkpoint is None else checkpoint.step
-    log = RunLog(folder / files.LOG if is_main() else None, keep=up_to(step))
-    for text in damaged:
-        say(f"notice: {text}")
-        log.write("warning", step=step, code="damaged-checkpoint", text=text)
-    return checkpoint, log
+    return checkpoint, damaged
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder; the system lets go of it when this one dies.
+
+    Raises:
+        EnvironmentProblem: Another process is at work there.
+    """
+    if not is_main():
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise EnvironmentProblem(
+            "another process is at work on this run; wait for it, or stop it", where=str(folder)
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

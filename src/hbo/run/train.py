@@ -11,8 +11,8 @@ from typing import Any
 
 from hbo.config import LoadedConfig
 from hbo.data.assemble import BuiltMixture
-from hbo.errors import EnvironmentProblem
-from hbo.integrations.checkpoints import Checkpoint
+from hbo.errors import EnvironmentProblem, StateError
+from hbo.integrations.checkpoints import STATE_KEY, Checkpoint
 from hbo.run import folder as files
 from hbo.run.budget import policy_of
 from hbo.run.environment import versions
@@ -23,12 +23,20 @@ from hbo.run.plan import Plan
 from hbo.run.prepare import Prepared
 from hbo.run.progress import bar, say
 from hbo.run.ranks import on_all_ranks
-from hbo.run.resume import claim, finished_summary, left_by_clock, planned, require_same, resolved
+from hbo.run.resume import (
+    alone_in,
+    claim,
+    finished_summary,
+    left_by_clock,
+    planned,
+    require_same,
+    resolved,
+)
 from hbo.run.scores import build, measured_scores
 from hbo.run.stop import StopRequest, steady_workers
 from hbo.run.summary import make_summary
 from hbo.run.world import is_main
-from hbo.runlog import RunLog, read_log
+from hbo.runlog import RunLog, read_log, up_to
 
 
 @dataclass(frozen=True)
@@ -99,14 +107,11 @@ class _Run:
 
     def begin(self, mixture: BuiltMixture) -> None:
         """Write the start of the run: configuration, versions, what the data is, what is amiss."""
-        config = resolved(self.loaded, self.plan)
-        made_with = versions()
-        if is_main():
-            files.write_config({**config, "versions": made_with}, self.folder)
+        self.write_config()
         self.log.write(
             "start",
-            config=config,
-            versions=made_with,
+            config=resolved(self.loaded, self.plan),
+            versions=versions(),
             fingerprint=mixture.mixture.fingerprint,
             scoring_seconds=self.scoring_seconds,
         )
@@ -126,6 +131,22 @@ class _Run:
             text = f"resumed with other settings than it was begun with: {', '.join(changed)}"
             say(f"notice: {text}")
             self.warn("changed-settings", text, step)
+            self.write_config()
+
+    def write_config(self) -> None:
+        """Write the resolved configuration, as the run is made from now on."""
+        if is_main():
+            config = resolved(self.loaded, self.plan)
+            files.write_config({**config, "versions": versions()}, self.folder)
+
+    def open_log(self, notes: list[tuple[str, str]]) -> None:
+        """Keep what the run log said until the checkpoint, and add what is to be said first."""
+        step = 0 if self.checkpoint is None else self.checkpoint.step
+        if is_main():
+            self.log.open(self.folder / files.LOG, keep=up_to(step))
+        for code, text in notes:
+            say(f"notice: {text}")
+            self.warn(code, text, step)
 
     def warn(self, code: str, text: str, step: int = 0) -> None:
         """Put a warning into the run log."""
@@ -177,13 +198,14 @@ def train_run(
         say(f"notice: {text}")
     run = _Run(prepared, plan, folder, stop, start, found.configured, None, RunLog(None))
     mixture = run.score()
+    training = prepared.settings.training
     try:
-        training = prepared.settings.training
-        run.checkpoint, run.log = claim(folder, training, resume=resume, overwrite=overwrite)
-        if found.recut is not None and run.checkpoint is not None:
-            say(f"notice: {found.recut}")
-            run.warn("other-ranks", found.recut, run.checkpoint.step)
-        return Outcome(_train(run, mixture), prior)
+        with alone_in(folder):
+            run.checkpoint, damaged = claim(folder, training, resume=resume, overwrite=overwrite)
+            recut = [] if found.recut is None else [found.recut]
+            notes = [("damaged-checkpoint", line) for line in damaged]
+            notes += [("other-ranks", line) for line in recut if run.checkpoint is not None]
+            return Outcome(_train(run, mixture, notes), prior)
     except Exception as error:
         if not disk_is_full(error):
             raise
@@ -199,7 +221,15 @@ def _write_missing_report(folder: Path) -> None:
         write_report(folder)
 
 
-def _train(run: _Run, mixture: BuiltMixture) -> dict[str, Any]:
+def _train(run: _Run, mixture: BuiltMixture, notes: list[tuple[str, str]]) -> dict[str, Any]:
+    from hbo.run.callbacks import first_of_each
+
+    made = None
+    if run.checkpoint is not None:
+        # What does not fit is refused before anything is written.
+        made = _trainer(run, mixture)
+        _check_fits(run, made[0])
+    run.open_log(notes)
     begun = run.earlier("start")
     if begun is None:
         run.begin(mixture)
@@ -209,8 +239,10 @@ def _train(run: _Run, mixture: BuiltMixture) -> dict[str, Any]:
     before: Mapping[str, Any] | None = run.earlier("evaluation")
     if before is None and run.loaded.config.evaluation.before and run.checkpoint is None:
         before = run.evaluate(run.load(), 0, "the untouched model")
-    trainer, clock = _trainer(run, mixture)
+    trainer, clock = made or _trainer(run, mixture)
     say(f"training: {run.plan.budget.steps} steps of {run.plan.budget.draws_per_step} examples")
+    if is_main():
+        run.log.listener = first_of_each()
     run.stop.patient = True
     trainer.train(resume_from_checkpoint=str(run.checkpoint.path) if run.checkpoint else None)
     run.stop.patient = False
@@ -220,6 +252,14 @@ def _train(run: _Run, mixture: BuiltMixture) -> dict[str, Any]:
     steps = int(trainer.state.global_step)
     saved = f"checkpoint at step {steps}" if trainer.saved_step == steps else "no checkpoint"
     run.stop.raise_if_requested(f"{saved} in {run.folder}; run again with --resume")
+    from hbo.integrations.ranks import weights_are_finite
+
+    if not weights_are_finite(trainer.watched_model):
+        raise StateError(
+            "training is lost: the trained weights are not finite; resume with a lower "
+            "training.learning_rate (checkpoints with such weights are passed over)",
+            where=str(run.folder),
+        )
     after = run.evaluate(trainer.watched_model, steps, "the trained model")
     summary = make_summary(
         balance=trainer.balance_summary(),
@@ -233,6 +273,26 @@ def _train(run: _Run, mixture: BuiltMixture) -> dict[str, Any]:
     )
     _finish(run, trainer, summary)
     return summary
+
+
+def _check_fits(run: _Run, trainer: Any) -> None:
+    """Refuse to go on from a checkpoint that is another run's, or beyond this one's end."""
+    assert run.checkpoint is not None
+    saved = run.checkpoint.callbacks.get(STATE_KEY)
+    if saved is not None and run.loaded.config.balance.resume == "exact":
+        try:
+            trainer.engine.check_state(saved)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise StateError(
+                "the checkpoint's balancing state is damaged; remove it and go on from an earlier",
+                where=str(run.checkpoint.path),
+            ) from error
+    if run.checkpoint.step > run.plan.budget.steps:
+        raise run.loaded.error(
+            ("training",),
+            f"the run is at step {run.checkpoint.step} already, and this is for "
+            f"{run.plan.budget.steps}; set training.max_steps higher, or another output_dir",
+        )
 
 
 def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
