@@ -153,7 +153,9 @@ def _check_type(loaded: LoadedConfig, path: tuple[str, ...], hint: Any, value: A
         TypeAdapter(hint, config=settings).validate_python(value)
     except ValidationError:
         shown = HIDDEN if is_secret(path[-1]) else shorten(value)
-        raise loaded.error(path, f"is {shown}; must be {_kind(hint)}") from None
+        quoted = value is False and "Strategy" in str(hint)  # YAML reads a bare no so
+        kind = "a word, and the word no in quotes: '\"no\"'" if quoted else _kind(hint)
+        raise loaded.error(path, f"is {shown}; must be {kind}") from None
 
 
 def _kind(hint: Any) -> str:

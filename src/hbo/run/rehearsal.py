@@ -45,13 +45,17 @@ def rehearse(prepared: Prepared, steps: int) -> None:
 
 
 def _check_balancing(loaded: LoadedConfig, training: Any) -> None:
-    from hbo.integrations.fit import check_arguments
+    from hbo.integrations.fit import check_arguments, check_evaluated
 
     try:
         check_arguments(training)
     except ConfigError as error:
         key = re.split(r"[ =.]", error.message)[0]
         raise loaded.error(("training", key), error.message) from None
+    try:
+        check_evaluated(loaded.config.datasets if training.eval_strategy != "no" else None)
+    except ConfigError as error:
+        raise loaded.error(("datasets", "mixture"), error.message) from None
     if training.use_liger_kernel:
         from transformers.utils import is_liger_kernel_available
 
