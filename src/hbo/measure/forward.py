@@ -108,7 +108,7 @@ def _head_sees(module: nn.Module, predicting: torch.Tensor) -> Iterator[list[boo
         picked.append(True)
         return (_predicting_states(hidden, predicting), *args[1:])
 
-    head = _head_of(module)
+    head = head_of(module)
     if head is None:
         yield picked
         return
@@ -119,7 +119,8 @@ def _head_sees(module: nn.Module, predicting: torch.Tensor) -> Iterator[list[boo
         handle.remove()
 
 
-def _head_of(module: nn.Module) -> nn.Module | None:
+def head_of(module: nn.Module) -> nn.Module | None:
+    """The language-model head of a model, where it has one."""
     get_head = getattr(module, "get_output_embeddings", None)
     head = None if get_head is None else get_head()
     return head if isinstance(head, nn.Module) else None

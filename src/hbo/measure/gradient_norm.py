@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from hbo.errors import ConfigError
+from hbo.measure.batched_norms import batched_gradient_norms
 from hbo.measure.batches import OutOfMemory, TokenBudget, collate
 from hbo.measure.examples import Encoded
 from hbo.measure.forward import autocasting, bare_model, device_of, token_losses
-from hbo.measure.linear_norms import NotApplicable, linear_gradient_norms
 from hbo.measure.response import response_token_counts
 from hbo.measure.sharding import (
     Sharding,
@@ -23,6 +23,7 @@ from hbo.measure.sharding import (
     total_norm,
     whole,
 )
+from hbo.measure.taps import DEFAULT_SCOPE, NotApplicable, Scope, parameters_of
 from hbo.measure.undisturbed import undisturbed
 from hbo.mixture import FloatArray
 
@@ -34,6 +35,7 @@ def example_gradient_norms(
     model: nn.Module,
     encoded: Sequence[Encoded],
     *,
+    scope: Scope = DEFAULT_SCOPE,
     tokens_per_batch: TokenBudget | int = 4096,
     pad_id: int = 0,
     dtype: torch.dtype | None = None,
@@ -42,19 +44,19 @@ def example_gradient_norms(
 
     The loss of an example is the *mean* over its response tokens, as if it were a batch of its own,
     so the norm does not grow with the number of tokens by itself (it falls with it, where the
-    tokens' gradients point different ways). The norm runs over all trainable parameters: under
-    LoRA, the adapters'. Examples are run in eval mode, and the training run is left as it was
-    (``undisturbed``); gradients are taken by ``torch.autograd.grad``, so no ``.grad`` is touched
-    and no hook of DistributedDataParallel or of an optimiser fires. Of a model that FSDP2 shards,
-    all ranks measure the same examples together: the mean over ranks that its backward pass leaves
-    is then the gradient itself.
+    tokens' gradients point different ways). Examples are run in eval mode, and the training run is
+    left as it was (``undisturbed``); gradients are taken by ``torch.autograd.grad``, so no
+    ``.grad`` is touched and no hook of DistributedDataParallel or of an optimiser fires. Of a model
+    that FSDP2 shards, all ranks measure the same examples together: the mean over ranks that its
+    backward pass leaves is then the gradient itself.
 
-    Where only linear layers are trained (LoRA), a batch of examples shares one backward pass
-    (``linear_norms``); elsewhere each has its own (``norms_one_by_one``).
+    A batch of examples shares one backward pass (``batched_norms``); where a model has a layer that
+    this has no rule for, each example has its own (``norms_one_by_one``).
 
     Args:
         model: Causal language model; a DistributedDataParallel wrapper is looked through.
         encoded: n examples.
+        scope: Which trained parameters the norm covers.
         tokens_per_batch: Padded tokens of a batch.
         pad_id: Any id of the vocabulary.
         dtype: Autocast to this type; ``None``: the weights' own.
@@ -63,15 +65,15 @@ def example_gradient_norms(
         (n,) norms; NaN for an example without a response token.
 
     Raises:
-        ConfigError: The model has no trainable parameter.
+        ConfigError: The model has no trainable parameter, or none in the scope.
     """
     module = bare_model(model)
-    _trainable(module)
+    check_synchronised(module)
     budget = TokenBudget.of(tokens_per_batch)
     try:
         with undisturbed(module), torch.enable_grad():
-            return linear_gradient_norms(
-                module, encoded, tokens_per_batch=budget, pad_id=pad_id, dtype=dtype
+            return batched_gradient_norms(
+                module, encoded, scope=scope, tokens_per_batch=budget, pad_id=pad_id, dtype=dtype
             )
     except NotApplicable:
         pass
@@ -80,17 +82,21 @@ def example_gradient_norms(
             raise
         budget.notice("out of memory in a probe of one example; gradients are recomputed, slower")
     # One by one needs the least memory too: layers that training checkpoints, recompute.
-    return norms_one_by_one(module, encoded, dtype=dtype)
+    return norms_one_by_one(module, encoded, scope=scope, dtype=dtype)
 
 
 def norms_one_by_one(
-    model: nn.Module, encoded: Sequence[Encoded], *, dtype: torch.dtype | None = None
+    model: nn.Module,
+    encoded: Sequence[Encoded],
+    *,
+    scope: Scope = DEFAULT_SCOPE,
+    dtype: torch.dtype | None = None,
 ) -> FloatArray:
     """The same, the slow, obviously right way: each example alone, without padding."""
     norms = np.full(len(encoded), np.nan)
     for index, example in enumerate(encoded):
         if example.response_tokens:
-            norms[index] = total_norm(_batch_gradient(model, [example], dtype=dtype))
+            norms[index] = total_norm(_batch_gradient(model, [example], scope=scope, dtype=dtype))
     return norms
 
 
@@ -160,7 +166,7 @@ def gradient_cosines(
     Raises:
         ConfigError: The gradients do not fit in ``max_bytes``, or there is no trainable parameter.
     """
-    size = sum(parameter.numel() for parameter in _trainable(bare_model(model)))
+    size = sum(part.numel() for part in parameters_of(bare_model(model), "all").values())
     if (needed := 4 * size * len(batches)) > max_bytes:
         raise ConfigError(
             f"gradient cosines of {len(batches)} subsets need {needed / 2**30:.1f} GiB, the limit "
@@ -183,17 +189,18 @@ def _batch_gradient(
     model: nn.Module,
     encoded: Sequence[Encoded],
     *,
+    scope: Scope = "all",
     tokens_per_batch: TokenBudget | int = 4096,
     pad_id: int = 0,
     dtype: torch.dtype | None = None,
 ) -> list[torch.Tensor]:
-    """fp32 gradient, one tensor per trainable parameter, of the batch's loss per response token."""
+    """fp32 gradient, one tensor per trained parameter, of the batch's loss per response token."""
     module = bare_model(model)
     response_tokens = int(response_token_counts(encoded).sum())
     total: list[torch.Tensor] = []
     with undisturbed(module), torch.enable_grad():
         _keep_checkpointing(module)
-        parameters, device = _trainable(module), device_of(module)
+        parameters, device = list(parameters_of(module, scope).values()), device_of(module)
         gradients = _gradients_of(module, parameters)
 
         def micro_batch(examples: list[Encoded]) -> Sequence[torch.Tensor | None]:
@@ -239,13 +246,6 @@ def _added(
         return torch.zeros_like(parameter, dtype=torch.float32) if summed is None else summed
     # Not in place: autograd may give two parameters one tensor.
     return part.float() if summed is None else summed + part
-
-
-def _trainable(module: nn.Module) -> list[nn.Parameter]:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise ConfigError("gradient norms need a trainable parameter, and the model has none")
-    return parameters
 
 
 def _keep_checkpointing(module: nn.Module) -> None:
