@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/.hbo-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-multilingual test test-crash check format tree clean
+.PHONY: help install demo demo-multilingual test test-crash check bench bench-gpu format tree clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -45,6 +45,24 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/docs
+
+# Minutes to an hour, and only on an idle machine worth a word: docs/performance.md. The numbers go to
+# build/bench/*.json.
+BENCHMARKS := stream scoring norms overhead
+
+bench: install
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@for name in $(BENCHMARKS); do \
+		$(BIN)/python benchmarks/$$name.py --json build/bench/$$name.json $(ARGS) || exit 1; done
+
+# The same on a CUDA device, where a whole step of 64 examples is measured. ARGS="--model PATH" tries
+# another model.
+bench-gpu: install
+	@for name in scoring norms; do \
+		$(BIN)/python benchmarks/$$name.py --device cuda --json build/bench/gpu-$$name.json $(ARGS) \
+			|| exit 1; done
+	$(BIN)/python benchmarks/overhead.py --device cuda --measured-batch 64 --steps 20 \
+		--json build/bench/gpu-overhead.json $(ARGS)
 
 format: install
 	$(BIN)/ruff format .

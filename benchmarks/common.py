@@ -19,26 +19,39 @@ ROOT = Path(__file__).resolve().parent.parent
 NOT_INSTALLED = "not installed"
 
 
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks share; a benchmark may add its own.
+
+    Args:
+        description: What ``--help`` says first.
+    """
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--quick", action="store_true", help="small sizes: does it run, not how fast")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here as well")
+    return made
+
+
 def arguments(description: str, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options that all benchmarks share.
+    """The command line of a benchmark without options of its own.
 
     Args:
         description: What ``--help`` says first.
         argv: The words of the command line; ``None``: those of this process.
     """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(
-        "--quick", action="store_true", help="small sizes: does it run, not how fast"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here as well")
-    return parser.parse_args(argv)
+    return parser(description).parse_args(argv)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+Clock = Callable[[], float]
+
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""``cpu`` counts what this process computes, whoever else is busy; for one thread on a CPU."""
+
+
+def seconds(work: Callable[[], object], clock: Clock = time.perf_counter) -> float:
+    """Time of one call."""
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def interleaved(
@@ -46,7 +59,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """One measurement of each contender in turn, ``rounds`` times over: A B C, A B C, ...
 
-    What else the machine does then falls on all of them alike, so that ratios hold.
+    What else the machine does then falls on all of them alike, so that ratios hold. Each is said on
+    stderr as it comes.
 
     Returns:
         The measurements of each, in order.
@@ -55,6 +69,7 @@ def interleaved(
     for _ in range(rounds):
         for name, measure in contenders.items():
             measured[name].append(measure())
+            sys.stderr.write(f"{name}: {measured[name][-1]:.4g}\n")
     return measured
 
 
@@ -89,6 +104,12 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def spread(ours: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """The least and the greatest ratio of any round."""
+    ratios = [a / b for a, b in zip(ours, others, strict=True)]
+    return min(ratios), max(ratios)
+
+
 def device() -> str:
     """The processor in words, how many cores, and how many of them are busy at the moment."""
     name = platform.processor() or platform.machine()
@@ -98,6 +119,24 @@ def device() -> str:
         name = models[0].partition(":")[2].strip() if models else name
     load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
     return f"{name}, {os.cpu_count()} cores{load}"
+
+
+def where(*packages: str, device_name: str | None = None) -> dict[str, Any]:
+    """What a measurement holds for, printed and given back: device, commit, versions.
+
+    Args:
+        packages: Packages whose versions matter.
+        device_name: The accelerator that measures; ``None``: the processor.
+    """
+    found = {
+        "device": device() if device_name is None else f"{device_name}; {device()}",
+        "commit": commit(),
+        "versions": versions(*packages),
+    }
+    for name, value in found.items():
+        say(f"{name}: {value}")
+    say()
+    return found
 
 
 def say(text: str = "") -> None:

@@ -339,12 +339,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     result: dict[str, Any] = {
         "benchmark": "stream",
         "quick": options.quick,
-        "device": common.device(),
-        "commit": common.commit(),
-        "versions": common.versions("hbo", "numpy", "torch", "datasets", "torchdata"),
+        **common.where("hbo", "numpy", "torch", "datasets", "torchdata"),
     }
-    for key in ("device", "commit", "versions"):
-        common.say(f"{key}: {result[key]}")
     measured, result["missing"] = speeds(sizes)
     result["measured"], result["rates"] = measured, common.medians(measured)
     result["rates_by_cells"] = speeds_by_cells(sizes)

@@ -57,3 +57,93 @@ def test_a_package_that_is_missing_is_named(load):
     found = load("common").versions("numpy", "no-such-package")
     assert found["no-such-package"] == "not installed"
     assert found["numpy"][0].isdigit()
+
+
+@pytest.fixture
+def quick(load, monkeypatch, tmp_path, capsys):
+    """Run a benchmark of a model on a tiny one; its JSON result and the lines that it printed."""
+    monkeypatch.setenv("HBO_CACHE", str(tmp_path / "cache"))
+
+    def run(name, *options):
+        file = tmp_path / f"{name}.json"
+        load(name).main(["--quick", "--json", str(file), *options])
+        result = json.loads(file.read_text(encoding="utf-8"))
+        assert {"device", "commit", "versions", "threads"} <= result.keys()
+        assert result["benchmark"] == name
+        return result, capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_the_overhead_benchmark_says_three_ratios_last(quick):
+    result, printed = quick("overhead", "--clock", "cpu", "--share", "2")
+    ratios = result["ratios"]
+    kinds = ["static", "observed", "probed"]
+    assert printed[-3:] == [f"{kind} {ratios[kind]['ratio']:.3f}" for kind in kinds]
+    assert "seconds are processor time of this process, not wall time" in printed
+    assert printed[-4].startswith("an update of probed was measured on one in 2 of its examples")
+    floors = result["floors"]
+    # Three subsets of at least 8, 8 examples of each: 24 backward; 32 and 64 take them all.
+    assert [floors["observed"][f"{way}_examples"] for way in ("forward", "backward")] == [0, 24]
+    assert [floors["probed"][f"{way}_examples"] for way in ("forward", "backward")] == [44, 44]
+    assert 1 < floors["observed"]["ratio"] < floors["probed"]["ratio"] < 1.01
+
+
+def test_an_update_and_a_step_are_put_together_as_the_benchmark_says(load):
+    measured = {
+        "plain": [1.0, 2.0],
+        "static": [1.0, 2.0],
+        "observed": [1.5, 3.0],
+        "observed update": [80.0],
+        "probed": [1.0, 2.0],
+        "probed update": [160.0],
+    }
+    # 200 steps of 8 measured ones: an update of 80 s is 0.05 s a measured step.
+    found = load("overhead").combined(measured, scale=8, interval=200)
+    assert found["static"]["ratio"] == 1
+    assert found["observed"]["ratio"] == pytest.approx((1.55 + 3.05 / 2) / 2)
+    assert (found["probed"]["low"], found["probed"]["high"]) == pytest.approx((1.05, 1.1))
+    assert (found["probed"]["step"], found["probed"]["update"]) == (1, pytest.approx(0.075))
+    assert found["static"]["update"] == 0
+
+
+def test_overhead_refuses_to_compare_trainers_that_saw_other_examples(load, quick, monkeypatch):
+    benchmark = load("overhead")
+    monkeypatch.setattr(benchmark, "OURS", ("observed",))
+    monkeypatch.setattr(benchmark.Bench, "drawn", (benchmark.np.arange(12), "another hash"))
+    with pytest.raises(RuntimeError, match="observed trained on other examples than the rest"):
+        quick("overhead")
+
+
+def test_the_scoring_benchmark_says_its_ratio_last(quick):
+    result, printed = quick("scoring")
+    assert printed[-1] == f"scoring {result['ratios']['ifd']['ratio']:.3f}"
+    assert printed[-2] == f"loss {result['ratios']['loss']['ratio']:.3f}"
+    assert all(value >= 1 for value in result["padding"].values())
+    once, fourfold = result["peak_mebibytes"]
+    assert 0 < once <= fourfold
+
+
+def test_bare_passes_run_all_tokens_and_no_padding(load, monkeypatch, tmp_path):
+    monkeypatch.setenv("HBO_CACHE", str(tmp_path / "cache"))
+    scoring, material = load("scoring"), load("material")
+    made = material.make(material.parser("").parse_args(["--quick"]))
+    examples = made.examples(44)
+    tokens = sum(example.num_tokens for example in examples)
+    answers = sum(example.response_tokens for example in examples)
+    equal = scoring.equal_rows(examples, 200, "cpu")
+    even = scoring.even_rows(examples, 200, "cpu")
+    assert sum(rows.ids.numel() for rows in equal) == tokens
+    assert sum(rows.ids.numel() for rows in even) == pytest.approx(tokens, rel=0.02)
+    assert len(even) == len(scoring.plan_batches([e.num_tokens for e in examples], 200))
+    for batches in (equal, even):
+        assert sum(len(rows.places) for rows in batches) == answers
+        assert all(rows.ids.numel() <= 200 for rows in batches)
+
+
+def test_the_norms_benchmark_says_the_worse_ratio_last(quick):
+    result, printed = quick("norms")
+    ratios = {tuning: found["ratio"] for tuning, found in result["tunings"].items()}
+    assert set(ratios) == {"lora", "full"}
+    assert printed[-1] == f"norms {max(ratios.values()):.3f}"
+    assert all(found["difference"] < 1e-4 for found in result["tunings"].values())

@@ -1,0 +1,311 @@
+"""What balancing adds to training: plain SFTTrainer, fixed weights, hbo observed, hbo probed.
+
+    python benchmarks/overhead.py [--quick] [--json FILE] [--model NAME] [--device cuda]
+        [--tuning lora|full] [--batch 64] [--interval 200] [--measured-batch 8] [--steps 4]
+
+All four train the same model on the same examples in the same order (checked), in turn. A whole
+interval would take hours on a CPU, so a step and an update are timed apart and put together:
+
+    ratio = (interval x their step + their update) / (interval x plain step)
+
+with a step of ``batch`` examples taken as ``batch / measured-batch`` measured ones: what is ours
+in a step then counts that many times, so the ratio errs upwards. A step is the time from the end
+of one to the end of the next, loading, logging (each step) and callbacks included. "Own" is what
+our own stopwatch counted in a step: watching the losses, taking them in, logging.
+
+``hbo observed`` is the default: losses from training, gradient norms of 8 examples a subset probed
+at an update. ``hbo probed`` measures what the paper's released code does: 64 examples of each
+subset forward only, 32 forward and backward. The floor is what operation counts say of that
+(forward 1, backward 2, by tokens). ``--share 8`` measures that update on an eighth of its examples
+and takes the time eight times. The last three lines are the median ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import common
+import material
+import numpy as np
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from hbo import HBO, BalancedSFTTrainer, Balancer, make_policy
+from hbo.cli.output import quiet_libraries
+from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
+from hbo.integrations.engine import BalanceOptions
+from hbo.signals import GRADIENT_NORM
+
+SEED = 0
+NEVER = 10**6
+FORWARD_EXAMPLES, BACKWARD_EXAMPLES = 64, 32
+"""Examples of each subset that the released code's probes take."""
+
+PLAIN, STATIC, OBSERVED, PROBED = "plain", "static", "observed", "probed"
+OURS = (STATIC, OBSERVED, PROBED)
+
+
+class Clock(TrainerCallback):
+    """When each optimiser step ended, as seen at this place among the callbacks."""
+
+    def __init__(self, now: common.Clock) -> None:
+        self.now = now
+        self.times: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the time."""
+        self.times.append(self.now())
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Trainers of four kinds on one mixture, and how long they take.
+
+    Args:
+        made: Model and data.
+        tuning: ``lora`` or ``full``.
+        batch: Examples of a measured step.
+        steps: Steps of one measurement; one more goes before.
+        share: Measured updates of ``PROBED`` take one in so many of its examples.
+        own: Filled as it goes: wall seconds a step that our code says it took, by kind.
+    """
+
+    made: material.Material
+    tuning: str
+    batch: int
+    steps: int
+    share: int = 1
+    own: dict[str, list[float]] = field(default_factory=dict)
+
+    @cached_property
+    def mixture(self) -> Any:
+        """The mixture that all train on."""
+        return self.made.mixture()
+
+    @cached_property
+    def drawn(self) -> tuple[np.ndarray, str]:
+        """Ids that fixed proportional weights draw, and the hash of them."""
+        balancer = Balancer(
+            self.mixture.mixture,
+            make_policy("prop"),
+            seed=SEED,
+            draws_per_step=self.batch,
+            limits=self.mixture.limits,
+        )
+        ids = np.concatenate([balancer.advance() for _ in range(self.steps + 1)])
+        return ids, balancer.stream_sha256
+
+    def trainer(
+        self, kind: str, folder: str, interval: int, callbacks: Sequence[Any] = (), share: int = 1
+    ) -> Any:
+        """A trainer with a fresh model: ``PLAIN`` without us, reading what we would have drawn."""
+        on_cpu = self.made.device == "cpu"
+        args = SFTConfig(
+            folder,
+            max_steps=self.steps + 1,
+            per_device_train_batch_size=self.batch,
+            learning_rate=1e-5,
+            max_length=None,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=on_cpu,
+            bf16=not on_cpu,
+            activation_checkpointing=False,
+            seed=SEED,
+            train_sampling_strategy="sequential" if kind == PLAIN else "random",
+        )
+        model = self.made.model(self.tuning)
+        common_arguments = {"processing_class": self.made.tokenizer, "callbacks": [*callbacks]}
+        if kind == PLAIN:
+            rows = self.mixture.dataset.select(self.drawn[0]).flatten_indices()
+            rows = rows.remove_columns([ID_COLUMN, FIRST_LOSS_COLUMN])
+            return SFTTrainer(model, args, train_dataset=rows, **common_arguments)
+        trainer = BalancedSFTTrainer(
+            model,
+            args,
+            mixture=self.mixture,
+            policy="prop" if kind == STATIC else HBO(update_interval=interval),
+            balance=BalanceOptions(signals="probe" if kind == PROBED else "observed"),
+            **common_arguments,
+        )
+        if kind == PROBED:
+            groups = self.mixture.mixture.num_groups
+            trainer.engine.probe = replace(
+                trainer.engine.probe,
+                examples_per_cell=max(FORWARD_EXAMPLES // groups // share, 1),
+                gradient_examples_per_cell=max(BACKWARD_EXAMPLES // groups // share, 1),
+            )
+        return trainer
+
+    def train(self, kind: str, interval: int) -> tuple[Any, Clock, Clock]:
+        """Train; the trainer, a clock before our callback and one after it."""
+        before, after = Clock(self.made.now), Clock(self.made.now)
+        with tempfile.TemporaryDirectory() as folder, quiet_libraries(stdout=True):
+            trainer = self.trainer(kind, folder, interval, [before], self.share)
+            trainer.add_callback(after)
+            trainer.train()
+        gc.collect()  # the last trainer's model, which its cycles keep alive
+        if kind != PLAIN and trainer.balancer.stream_sha256 != self.drawn[1]:
+            raise RuntimeError(f"{kind} trained on other examples than the rest")
+        return trainer, before, after
+
+    def step_seconds(self, kind: str) -> float:
+        """Mean seconds of a step without an update in it."""
+        trainer, _, after = self.train(kind, NEVER)
+        if kind != PLAIN:
+            own = trainer.balance_summary()["balance_seconds"] / (self.steps + 1)
+            self.own.setdefault(kind, []).append(own)
+        return (after.times[-1] - after.times[0]) / self.steps
+
+    def update_seconds(self, kind: str) -> float:
+        """Seconds of the update at the end of a training."""
+        _, before, after = self.train(kind, self.steps + 1)
+        taken = after.times[-1] - before.times[-1]
+        return taken * self.share if kind == PROBED else taken
+
+    def floor(self, kind: str, step_examples: int, interval: int) -> dict[str, float]:
+        """What operation counts say of an update: its passes, and the ratio they come to."""
+        with tempfile.TemporaryDirectory() as folder, quiet_libraries():
+            engine = self.trainer(kind, folder, interval).engine
+        probe, wanted = engine.probe, engine.probed
+        nothing = np.empty(0, np.int64)
+        forward = backward = nothing
+        if wanted - {GRADIENT_NORM}:
+            forward = probe.cell_examples(0, probe.examples_per_cell)
+        if GRADIENT_NORM in wanted:
+            count = probe.gradient_examples_per_cell or probe.examples_per_cell
+            backward = probe.cell_examples(0, count)
+        lengths = np.array([len(ids) for ids in self.mixture.dataset["input_ids"]])
+        trained = lengths[self.drawn[0]].mean() * step_examples * interval
+        work = lengths[forward].sum() + 3 * lengths[backward].sum()
+        return {
+            "forward_examples": len(forward),
+            "backward_examples": len(backward),
+            "ratio": float(1 + work / (3 * trained)),
+        }
+
+
+def combined(measured: dict[str, list[float]], scale: float, interval: int) -> dict[str, Any]:
+    """Ratios to plain of every round, whole intervals of steps of the full batch."""
+    found = {}
+    for kind in OURS:
+        updates = measured.get(f"{kind} update")
+        extra = [seconds / (interval * scale) for seconds in updates or [0.0]]
+        # Updates may be measured in fewer rounds than steps: then the median update counts.
+        update = float(np.median(extra))
+        ours = [step + update for step in measured[kind]]
+        low, high = common.spread(ours, measured[PLAIN])
+        found[kind] = {
+            "ratio": common.ratio(ours, measured[PLAIN]),
+            "low": low,
+            "high": high,
+            "step": common.ratio(measured[kind], measured[PLAIN]),
+            "update": float(np.median([update / seconds for seconds in measured[PLAIN]])),
+            "update_seconds": float(np.median(updates)) if updates else 0.0,
+        }
+    return found
+
+
+def measure(bench: Bench, rounds: int, updates: int) -> dict[str, list[float]]:
+    """Seconds of steps of all four in turn, and of updates in the first ``updates`` rounds."""
+    steps = {kind: lambda kind=kind: bench.step_seconds(kind) for kind in (PLAIN, *OURS)}
+    with_updates = steps | {
+        f"{kind} update": lambda kind=kind: bench.update_seconds(kind)
+        for kind in (OBSERVED, PROBED)
+    }
+    measured = common.interleaved(with_updates, updates)
+    for kind, values in common.interleaved(steps, rounds - updates).items():
+        measured[kind] += values
+    return measured
+
+
+def report(result: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print the table."""
+    plain = np.median(result["measured"][PLAIN])
+    rows = [[PLAIN, f"{plain:.3f}", "1", "", "", "", "1", "", "1"]]
+    for kind in OURS:
+        found, floor = result["ratios"][kind], result["floors"].get(kind)
+        rows.append(
+            [
+                kind,
+                f"{np.median(result['measured'][kind]):.3f}",
+                f"{found['step']:.3f}",
+                f"{1000 * np.median(result['own'][kind]):.2f}",
+                f"{found['update_seconds']:.2f}",
+                f"{found['update']:.4f}",
+                f"{found['ratio']:.3f}",
+                f"{found['low']:.3f} to {found['high']:.3f}",
+                "1" if floor is None else f"{floor['ratio']:.3f}",
+            ]
+        )
+    size = options.measured_batch
+    heads = ["trainer", f"step of {size}, s", "step / plain", "own, ms a step", "update, s"]
+    heads.append("update / plain interval")
+    common.table([*heads, "whole / plain", "of the rounds", "floor"], rows)
+    for kind, floor in result["floors"].items():
+        common.say(
+            f"an update of {kind}: {floor['forward_examples']} examples forward only, "
+            f"{floor['backward_examples']} forward and backward"
+        )
+    common.say(
+        f"whole: {options.interval} steps of {options.batch} examples and one update, put together"
+        f" from measured steps of {size} and measured updates"
+    )
+    if options.share > 1:
+        common.say(
+            f"an update of probed was measured on one in {options.share} of its examples, and its"
+            f" time taken {options.share} times"
+        )
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; small numbers for what ``--quick`` is not told."""
+    parser = material.parser(str(__doc__).partition("\n")[0])
+    parser.add_argument("--tuning", choices=material.TUNINGS, default="lora")
+    parser.add_argument("--batch", type=int, default=64, help="examples of an optimiser step")
+    parser.add_argument("--interval", type=int, default=200, help="steps between updates")
+    parser.add_argument("--measured-batch", type=int, help="examples of a measured step (8)")
+    parser.add_argument("--steps", type=int, help="steps of one measurement (4)")
+    parser.add_argument(
+        "--share", type=int, default=1, help="probe one in so many examples, and multiply the time"
+    )
+    parser.add_argument("--updates", type=int, help="rounds in which updates are measured (all)")
+    options = parser.parse_args(argv)
+    small = options.quick
+    options.measured_batch = options.measured_batch or (4 if small else 8)
+    options.steps = options.steps or (2 if small else 4)
+    options.rounds = options.rounds or (1 if small else 5)
+    options.updates = min(options.updates or options.rounds, options.rounds)
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print, and write the JSON file if asked for."""
+    options = parse(argv)
+    made = material.make(options)
+    bench = Bench(made, options.tuning, options.measured_batch, options.steps, options.share)
+    result = material.facts("overhead", options, made)
+    result["measured"] = measure(bench, options.rounds, options.updates)
+    result["own"] = bench.own
+    scale = options.batch / options.measured_batch
+    result["ratios"] = combined(result["measured"], scale, options.interval)
+    result["floors"] = {
+        kind: bench.floor(kind, options.batch, options.interval) for kind in (OBSERVED, PROBED)
+    }
+    report(result, options)
+    if options.json:
+        common.write(options.json, result)
+    for kind in OURS:
+        common.say(f"{kind} {result['ratios'][kind]['ratio']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
