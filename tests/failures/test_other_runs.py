@@ -18,6 +18,20 @@ EPOCHS = [
 ]
 
 
+def replace_model(workspace: Path, **settings: Any) -> None:
+    """Other weights at the same place; the files that were there belong to all tests."""
+    folder = workspace / "model"
+    others = shutil.copytree(folder, workspace / "others")
+    for path in others.glob("*.safetensors"):
+        path.unlink()
+    tiny_model(**settings).save_pretrained(others)
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
+    others.rename(folder)
+
+
 def stopped(run: Path, step: int) -> None:
     """As a kill after this step's checkpoint leaves it."""
     (run / "summary.json").unlink()
@@ -31,7 +45,7 @@ def stopped(run: Path, step: int) -> None:
 
 def test_an_epoch_that_ends_in_a_checkpoint_is_evaluated_before_it(workspace: Path, hbo):
     """Or a run resumed from there would never evaluate it, and drop out otherwise."""
-    tiny_model(dropout=0.2).save_pretrained(workspace / "model")
+    replace_model(workspace, dropout=0.2)
     assert hbo("train", "config.yaml", *EPOCHS, "--set", "training.save_steps=3").status == 0
     run = workspace / "run"
     ends = [e["step"] for e in events(run, "evaluation") if e["split"] == "validation"]
@@ -54,7 +68,7 @@ def test_another_untouched_model_is_another_run(workspace: Path, hbo):
     run = workspace / "run"
     stopped(run, 2)
     before = (run / "run.jsonl").read_bytes()
-    tiny_model(seed=9).save_pretrained(workspace / "model")
+    replace_model(workspace, seed=9)
     said = hbo("train", "config.yaml", *SAVING, *metric, "--resume")
     assert (said.status, "refer to another untouched model" in said.err) == (2, True), said.err
     assert (run / "run.jsonl").read_bytes() == before
