@@ -127,16 +127,21 @@ def _line(event: dict[str, Any]) -> str:
     try:
         text = json.dumps(event, ensure_ascii=False, allow_nan=False)
     except ValueError:  # NaN or infinity: rare, and the walk costs more than the dump
-        text = json.dumps(_finite(event), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(finite(event), ensure_ascii=False, allow_nan=False)
     return text + "\n"
 
 
-def _finite(value: Any) -> Any:
-    """NaN and infinities are no JSON: they become null."""
+def finite(value: Any) -> Any:
+    """Plain values for JSON: NaN and infinities become null.
+
+    Example:
+        >>> finite({"loss": float("nan"), "draws": (1, 2)})
+        {'loss': None, 'draws': [1, 2]}
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

@@ -124,11 +124,6 @@ class SignalTable:
         """Nested lists that survive JSON exactly."""
         return list(self.to_array().tolist())
 
-    @classmethod
-    def from_json(cls, value: list[Any]) -> SignalTable:
-        """The inverse of ``to_json``."""
-        return cls.from_array(np.asarray(value, dtype=np.float64))
-
 
 @dataclass(frozen=True, eq=False)
 class Signals:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
+
+from hbo.runlog import finite
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """EFBIG: a limit on the size of a file, of a shell or a file system, leaves no space either."""
@@ -27,22 +28,6 @@ def disk_is_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
     return any(words in str(error).lower() for words in _FULL_WORDS)
-
-
-def finite(value: Any) -> Any:
-    """Plain values for JSON: NaN and infinities become null.
-
-    Example:
-        >>> finite({"loss": float("nan"), "draws": (1, 2)})
-        {'loss': None, 'draws': [1, 2]}
-    """
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 def json_text(value: Any) -> str:

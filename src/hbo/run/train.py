@@ -16,7 +16,7 @@ from hbo.integrations.checkpoints import STATE_KEY, Checkpoint
 from hbo.run import folder as files
 from hbo.run.budget import policy_of
 from hbo.run.environment import versions
-from hbo.run.files import disk_is_full, finite, json_text, write_whole
+from hbo.run.files import disk_is_full, json_text, write_whole
 from hbo.run.heldout import evaluate_test, to_json
 from hbo.run.models import load_model
 from hbo.run.plan import Plan
@@ -36,7 +36,7 @@ from hbo.run.scores import build, measured_scores
 from hbo.run.stop import StopRequest, steady_workers
 from hbo.run.summary import make_summary
 from hbo.run.world import is_main
-from hbo.runlog import RunLog, read_log, up_to
+from hbo.runlog import RunLog, finite, read_log, up_to
 
 
 @dataclass(frozen=True)
