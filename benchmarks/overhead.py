@@ -39,7 +39,7 @@ from trl import SFTConfig, SFTTrainer
 from hbo import HBO, BalancedSFTTrainer, Balancer, make_policy
 from hbo.cli.output import quiet_libraries
 from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
-from hbo.integrations.engine import BalanceOptions
+from hbo.integrations.options import BalanceOptions
 from hbo.signals import GRADIENT_NORM
 
 SEED = 0

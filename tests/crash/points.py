@@ -120,9 +120,9 @@ SAVING = {
     "random state": Point("torch:save", "half written", 1, "*rng_state.pth"),
     "before trainer state": Point(_STATE, "before"),
     "trainer state": Point(_STATE, "half written", 1),
-    "before seal": Point("hbo.integrations.mixin:seal", "before"),
+    "before seal": Point("hbo.integrations.saving:seal", "before"),
     "seal": Point("os:replace", "half moved", 1, "*hbo_state.json"),
-    "sealed": Point("hbo.integrations.mixin:seal", "after"),
+    "sealed": Point("hbo.integrations.saving:seal", "after"),
     "rotation": Point("shutil:rmtree", "half removed", 0, "*checkpoint-*"),
     "rotated": Point("shutil:rmtree", "after", 0, "*checkpoint-*"),
 }

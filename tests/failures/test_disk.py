@@ -11,7 +11,7 @@ import safetensors
 import torch
 from transformers import modeling_utils
 
-import hbo.integrations.mixin as mixin
+import hbo.integrations.saving as saving
 import hbo.reports
 import hbo.run.card
 from hbo.runlog import RunLog
@@ -61,7 +61,7 @@ FULL = OSError(28, "No space left on device")
 IN_C = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
 IN_RUST = safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
 PLACES = {
-    "seal": (mixin, "seal", 2, FULL),
+    "seal": (saving, "seal", 2, FULL),
     "optimiser of the second checkpoint": (torch, "save", 5, IN_C),
     "weights": (modeling_utils, "safe_save_file", 2, IN_RUST),
     "model card": (hbo.run.card, "write_card", 1, FULL),

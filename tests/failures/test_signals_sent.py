@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import hbo.integrations.mixin as mixin
+import hbo.integrations.saving as saving
 import hbo.run.stop as stop
 import hbo.run.train as train
 from hbo.integrations.trl import BalancedSFTTrainer
@@ -30,7 +30,7 @@ PATIENT = {
     "step": (BalancedSFTTrainer, "training_step", 1, 1),
     "probe": (Probe, "measure", 1, 3),
     "checkpoint": (torch, "save", 1, 3),
-    "seal": (mixin, "seal", 1, 3),
+    "seal": (saving, "seal", 1, 3),
 }
 
 
@@ -113,7 +113,7 @@ def test_a_signal_after_the_last_step_claims_no_checkpoint_that_is_not_there(
     workspace: Path, hbo, monkeypatch: pytest.MonkeyPatch
 ):
     """Nothing is saved by this configuration, and the training is over."""
-    monkeypatch.setattr(mixin.Engine, "stop", signalled(mixin.Engine.stop, 1, signal.SIGTERM, 1))
+    monkeypatch.setattr(saving.Engine, "stop", signalled(saving.Engine.stop, 1, signal.SIGTERM, 1))
     said = hbo("train", "config.yaml", "--set", "training.save_strategy='no'")
     assert said.status == 143
     assert list((workspace / "run").glob("checkpoint-*")) or "checkpoint at" not in said.err

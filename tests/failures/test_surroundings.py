@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import hbo.integrations.mixin as mixin
+import hbo.integrations.saving as saving
 from hbo.run.callbacks import LineCallback
 from tests.failures.runs import SAVING, events, expect_undisturbed, summary
 
@@ -99,7 +99,7 @@ def test_a_clock_that_is_set_back_changes_nothing(
     run = workspace / "run"
     back = itertools.count(start=2e9, step=-60.0)
     monkeypatch.setattr(time, "time", lambda: next(back))
-    sealed = mixin.seal
+    sealed = saving.seal
 
     def in_the_future(path: Path, about: Any) -> None:
         sealed(path, about)
@@ -107,7 +107,7 @@ def test_a_clock_that_is_set_back_changes_nothing(
             for each in (path, *path.iterdir()):
                 os.utime(each, (4e9, 4e9))
 
-    monkeypatch.setattr(mixin, "seal", in_the_future)
+    monkeypatch.setattr(saving, "seal", in_the_future)
     said = hbo("train", "config.yaml", *SAVING, "--set", "training.save_total_limit=1")
     assert (said.status, said.err) == (0, "")
     expect_undisturbed(run, whole)

@@ -20,7 +20,7 @@ from transformers import DataCollatorForSeq2Seq
 
 from hbo.data.build import BuiltMixture, build_mixture
 from hbo.errors import HBOError
-from hbo.integrations.engine import BalanceOptions
+from hbo.integrations.options import BalanceOptions
 from hbo.integrations.ranks import world
 from hbo.integrations.torch import BalancedLoop
 from hbo.measure.forward import bare_model

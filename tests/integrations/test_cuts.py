@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hbo.integrations.engine import BalanceOptions
+from hbo.integrations.options import BalanceOptions
 from hbo.integrations.trl import BalancedSFTTrainer
 from hbo.runlog import read_log
 from tests.integrations.conftest import Train, assert_same_weights, weights

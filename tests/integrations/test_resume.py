@@ -13,7 +13,7 @@ from trl import SFTTrainer
 
 from hbo.data.build import BuiltMixture
 from hbo.errors import StateError
-from hbo.integrations.engine import BalanceOptions
+from hbo.integrations.options import BalanceOptions
 from hbo.integrations.trl import BalancedSFTTrainer
 from hbo.runlog import read_log
 from tests.integrations.conftest import Train, assert_same_weights, sft_config, weights

@@ -5,71 +5,45 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from hbo.balancer import Balancer, Update
-from hbo.errors import ConfigError, StateError
+from hbo.errors import StateError
 from hbo.identity import ANEW, OtherRunError, check_identity
 from hbo.integrations.events import listed, ratio, step_event, tracker_metrics, update_event
+from hbo.integrations.observed_norms import NormObserver, steps_apart, trains_adapters
 from hbo.integrations.observer import BatchObserver, Stopwatch
+from hbo.integrations.options import BalanceOptions
 from hbo.integrations.ranks import add_over_ranks, check_same_on_all_ranks, world
+from hbo.integrations.top_up import lacking
 from hbo.measure.sharding import check_probe
 from hbo.mixture import FloatArray, Mixture
 from hbo.observations import loss_signals
 from hbo.policies import check_recording
+from hbo.policies.actor import BoolArray
 from hbo.runlog import RunLog
-from hbo.signals import FIRST_LOSS, LOSS, PERPLEXITY, PERPLEXITY_RATIO, TOKENS
+from hbo.signals import (
+    FIRST_LOSS,
+    GRADIENT_NORM,
+    LOSS,
+    PERPLEXITY,
+    PERPLEXITY_RATIO,
+    TOKENS,
+)
 
 if TYPE_CHECKING:
     from hbo.measure.probe import Probe
 
-SIGNAL_SOURCES = ("observed", "probe")
-RESUME = ("exact", "anew")
 LOST_STEPS = 3
 """After so many steps without one finite loss, a training is lost: NaN weights do not heal."""
 logger = logging.getLogger(__name__)
-OBSERVABLE = frozenset({LOSS, FIRST_LOSS, PERPLEXITY, PERPLEXITY_RATIO, TOKENS})
+OBSERVABLE = frozenset({LOSS, FIRST_LOSS, PERPLEXITY, PERPLEXITY_RATIO, TOKENS, GRADIENT_NORM})
 MAX_LOGGED_SUBSETS = 64
 """With more, per-subset numbers go to the run log only: trackers choke on thousands of keys."""
-
-
-@dataclass(frozen=True)
-class BalanceOptions:
-    """How a trainer is balanced; what is decided is the policy's business.
-
-    Args:
-        signals: ``"observed"``: losses come from the training batches, and only what they do not
-            give is probed; ``"probe"``: everything is probed.
-        lag: Optimiser steps between an update and the first draw made from it; ``None``:
-            ``min(8, interval)``.
-        unit: What shares count: ``"examples"`` or ``"tokens"``.
-        probe_examples: Examples of each subset that one probe measures, spread over its groups.
-        seed: Seed of the draws and probes; ``None``: the trainer's ``data_seed`` or ``seed``.
-        resume: What to do with a checkpoint whose balancing state is of another run (other data,
-            policy or settings): ``"exact"``: refuse it, ``"anew"``: keep its weights and optimiser,
-            and begin balancing anew at its step.
-    """
-
-    signals: str = "observed"
-    lag: int | None = None
-    unit: str = "examples"
-    probe_examples: int = 8
-    seed: int | None = None
-    resume: str = "exact"
-
-    def __post_init__(self) -> None:
-        if self.signals not in SIGNAL_SOURCES:
-            raise ConfigError(
-                f"balance.signals is {self.signals!r}; allowed: {', '.join(SIGNAL_SOURCES)}"
-            )
-        if self.resume not in RESUME:
-            raise ConfigError(f"balance.resume is {self.resume!r}; allowed: {', '.join(RESUME)}")
-        if self.probe_examples < 1:
-            raise ConfigError(f"balance.probe_examples is {self.probe_examples}; at least 1")
 
 
 class Engine:
@@ -81,6 +55,7 @@ class Engine:
         probe: Measures what is not observed.
         run_log: Where events go.
         first_losses: (K,) mean losses of the subsets under the untouched model, where known.
+        unmeasurable: Why norms cannot be read off this training; ``None``: perhaps they can.
     """
 
     def __init__(
@@ -91,16 +66,19 @@ class Engine:
         run_log: RunLog,
         *,
         first_losses: FloatArray | None = None,
+        unmeasurable: str | None = None,
     ) -> None:
         self._make_balancer = make_balancer
         self.options = options
-        self.probe = probe
+        self.probe = replace(probe, scope=options.scope)
         self.run_log = run_log
         self.clock = Stopwatch()
-        self.observer = BatchObserver(self.clock, losses_needed=options.signals == "observed")
+        self.observer = BatchObserver(self.clock, losses_needed=options.observed)
         self.balancer = make_balancer()
         check_recording(self.balancer.policy, self.balancer.mixture.names)
         self.probed = signals_to_probe(self.balancer.policy.needs, options.signals)
+        self._unmeasurable = unmeasurable
+        self._measure_every = 0
         self._at_log = self._at_update = self._position()
         self._first_losses = first_losses
         self._lost_steps = 0
@@ -137,11 +115,37 @@ class Engine:
             self.warn("balancing-begins", f"balancing begins at step {step}, with its first draw")
         if last_step is not None:
             self.balancer.check_draws_left(max(last_step - step, 0))
-        check_probe(model, self.probed)
-        self.observer.watch(model)
+        self._watch(model)
         if begins and self.balancer.policy.update_at_start:
             with self.clock.running():
                 self._decide(model)
+
+    def _watch(self, model: nn.Module) -> None:
+        """Hook the model, and find out whether its norms can be observed."""
+        norms = None
+        if GRADIENT_NORM in self.balancer.policy.needs - self.probed:
+            if self._unmeasurable is None:
+                norms = NormObserver(self.options.scope, self._measures_now, self._probe_norms)
+            else:
+                self._probe_norms(self._unmeasurable)
+        balancer = self.balancer
+        self._measure_every = self.options.measure_every or steps_apart(
+            trains_adapters(model),
+            int((balancer.mixture.sizes > 0).sum()),
+            balancer.draws_per_step,
+            balancer.policy.interval,
+        )
+        self.observer.watch(model, norms)
+        check_probe(model, self.probed)
+
+    def _measures_now(self) -> bool:
+        """Whether the step now in training shows its norms."""
+        return (self.balancer.step + 1) % self._measure_every == 0
+
+    def _probe_norms(self, reason: str) -> None:
+        """From now on, since they cannot be observed; said once."""
+        self.probed |= {GRADIENT_NORM}
+        self.warn("norms-probed", f"gradient norms are probed: {reason}")
 
     def _goes_on(self, saved: Mapping[str, Any] | None) -> bool:
         """Take over a checkpoint's state; whether there was one to go on from."""
@@ -188,7 +192,8 @@ class Engine:
 
     def _measured_by(self) -> dict[str, Any]:
         """Options that decide what the rewards are measured on."""
-        return {"signals": self.options.signals, "probe_examples": self.options.probe_examples}
+        names = ("signals", "probe_examples", "measure_every", "norm_scope")
+        return {name: getattr(self.options, name) for name in names}
 
     def stop(self) -> None:
         """Training ended: nothing of ours stays on the model."""
@@ -211,8 +216,9 @@ class Engine:
             self.balancer.observations.train(seen.example_ids, seen.loss, seen.tokens)
             lost = (seen.tokens > 0).any() and not np.isfinite(seen.loss).any()
             self._lost_steps = self._lost_steps + 1 if lost else 0
-            if self.options.signals == "observed":
-                values = loss_signals(seen.loss, seen.first_loss) | {TOKENS: seen.tokens}
+            if self.options.observed:
+                values = loss_signals(seen.loss, seen.first_loss)
+                values |= {TOKENS: seen.tokens, GRADIENT_NORM: seen.norms}
                 self.balancer.observe(seen.example_ids, values)
             return self._decide(model) if self.balancer.due else None
 
@@ -227,7 +233,7 @@ class Engine:
         self._check_alive(interval)
         silent = (interval["draws"] > 0) & (interval["tokens"] + interval["broken"] == 0)
         # Where losses are probed because the model hides them, no subset shows any.
-        shown = self.options.signals == "observed" or interval["tokens"].any()
+        shown = self.options.observed or interval["tokens"].any()
         if shown and silent.any():
             names = listed(self.balancer.mixture, silent)
             self.warn("no-tokens", f"no trained token since the last update: {names}")
@@ -243,11 +249,23 @@ class Engine:
         return {(code, text) for code, text in explanation.get("notes", ())}
 
     def _measure(self, model: nn.Module) -> None:
-        wanted = self.probed & self.balancer.policy.needs_at(self.balancer.step)
-        if not wanted:
+        """Probe what training did not show: whole signals, and cells that it showed too little."""
+        wanted = self.balancer.policy.needs_at(self.balancer.step)
+        if wanted & self.probed:
+            self._probe(model, wanted & self.probed)
+        if not wanted - self.probed:
             return
+        self.balancer.observations.gather(add_over_ranks)
+        for names, cells in lacking(self.balancer, self.probe, model, wanted - self.probed):
+            self._probe(model, names, cells)
+
+    def _probe(
+        self, model: nn.Module, wanted: frozenset[str], cells: BoolArray | None = None
+    ) -> None:
         rank, size = world()
-        found = self.probe.measure(model, wanted, self.balancer.step, rank=rank, world_size=size)
+        found = self.probe.measure(
+            model, wanted, self.balancer.step, cells=cells, rank=rank, world_size=size
+        )
         for name, (example_ids, values) in found.examples.items():
             self.balancer.observe(example_ids, {name: values})
         for name, column in found.whole.items():

@@ -1,4 +1,4 @@
-"""Signals in: per-example losses, read from the forward passes that training makes anyway."""
+"""Signals in: what the training batches show of themselves, read from passes made anyway."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
 from hbo.errors import DataError
 from hbo.integrations.loader import ROW_TOKENS
+from hbo.integrations.observed_norms import NormObserver
 from hbo.measure.loss import example_losses_from_log_probs, example_losses_from_logits
 from hbo.mixture import FloatArray, IntArray
 
@@ -56,12 +57,14 @@ class Observed:
         loss: (n,) mean loss of each example's trained tokens, nats; NaN without any.
         first_loss: (n,) the same under the untouched model; NaN where unknown.
         tokens: (n,) trained tokens.
+        norms: (n,) gradient norm of each example's own loss; NaN where not measured.
     """
 
     example_ids: IntArray
     loss: FloatArray
     first_loss: FloatArray
     tokens: FloatArray
+    norms: FloatArray
 
 
 class BatchObserver:
@@ -82,15 +85,26 @@ class BatchObserver:
         self._batch: _Batch | None = None
         self._pending: list[tuple[torch.Tensor, ...]] = []
         self._handle: RemovableHandle | None = None
+        self._norms: NormObserver | None = None
 
-    def watch(self, model: nn.Module) -> None:
-        """Hook the module whose forward gets the batch (inside DDP and the like)."""
+    def watch(self, model: nn.Module, norms: NormObserver | None = None) -> None:
+        """Hook the module whose forward gets the batch (inside DDP and the like).
+
+        Args:
+            model: The module.
+            norms: Measures gradient norms as well; ``None``: they are unknown.
+        """
         self.release()
         self._pending.clear()  # of a training that was broken off
         self._handle = model.register_forward_hook(self._after_forward)
+        self._norms = norms
+        if norms is not None:
+            norms.watch(model)
 
     def release(self) -> None:
-        """Take the hook off again."""
+        """Take the hooks off again."""
+        if self._norms is not None:
+            self._norms.release()
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -105,7 +119,11 @@ class BatchObserver:
         ids = inputs.pop(ID_COLUMN, None)
         first_loss, row_tokens = inputs.pop(FIRST_LOSS_COLUMN, None), inputs.pop(ROW_TOKENS, None)
         if ids is not None and self._handle is not None:
-            self._batch = _Batch(ids, first_loss, row_tokens, inputs.get("labels"))
+            labels = inputs.get("labels")
+            self._batch = _Batch(ids, first_loss, row_tokens, labels)
+            if self._norms is not None:
+                flattened = labels is not None and len(labels) != len(ids)
+                self._norms.begin(len(ids), row_tokens if flattened else None)
         try:
             yield
         finally:
@@ -125,6 +143,8 @@ class BatchObserver:
                 )
             sums, tokens = found or _unknown(batch)
             self._pending.append((batch.example_ids, batch.first_loss, sums, tokens))
+            if self._norms is not None:
+                self._norms.watch_output(output, batch.labels, len(batch.example_ids))
 
     def flush(self) -> Observed:
         """What was seen since the last call."""
@@ -136,10 +156,17 @@ class BatchObserver:
         columns = [torch.cat(column).cpu().numpy() for column in zip(*self._pending, strict=True)]
         self._pending.clear()
         ids, first_loss, sums, tokens = columns
+        norms = np.full(len(ids), np.nan)
+        if self._norms is not None:
+            norms[:] = self._norms.flush().numpy()
         loss = np.full(len(ids), np.nan)
         np.divide(sums, tokens, out=loss, where=tokens > 0, casting="unsafe")
         return Observed(
-            ids.astype(np.int64), loss, first_loss.astype(np.float64), tokens.astype(np.float64)
+            ids.astype(np.int64),
+            loss,
+            first_loss.astype(np.float64),
+            tokens.astype(np.float64),
+            norms,
         )
 
 

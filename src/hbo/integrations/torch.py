@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, Sampler
 from hbo.balancer import Balancer, Update
 from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
 from hbo.errors import ConfigError
-from hbo.integrations.engine import BalanceOptions, Engine
+from hbo.integrations.engine import Engine
 from hbo.integrations.loader import ExampleIdCollator
+from hbo.integrations.options import BalanceOptions
 from hbo.integrations.probing import dataset_probe, mean_first_losses
 from hbo.integrations.ranks import world
 from hbo.policies import make_policy

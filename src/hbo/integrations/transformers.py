@@ -8,9 +8,9 @@ from transformers import Trainer
 
 from hbo.data.assemble import ID_COLUMN
 from hbo.errors import ConfigError
-from hbo.integrations.engine import BalanceOptions
 from hbo.integrations.fit import check_mixture
 from hbo.integrations.mixin import BalancingMixin
+from hbo.integrations.options import BalanceOptions
 
 if TYPE_CHECKING:
     from hbo.data.assemble import BuiltMixture

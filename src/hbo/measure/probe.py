@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ from hbo.measure.examples import Encoded
 from hbo.measure.gradient_norm import batch_gradient_norm, example_gradient_norms, gradient_cosines
 from hbo.measure.response import response_losses
 from hbo.measure.sharding import check_probe, probed_together
+from hbo.measure.taps import DEFAULT_SCOPE, Scope
 from hbo.mixture import FloatArray, IntArray, Mixture
 from hbo.signals import (
     BATCH_GRADIENT_NORM,
@@ -84,6 +85,7 @@ class Probe:
             all later probes go on with smaller ones (``TokenBudget``).
         pad_id: Any id of the vocabulary.
         dtype: Autocast to this type; ``None``: the weights' own.
+        scope: Trained parameters that a per-example gradient norm covers.
         notice: Told, in one line, when memory ran out.
 
     Raises:
@@ -99,7 +101,8 @@ class Probe:
     seed: int = 0
     tokens_per_batch: int = 4096
     pad_id: int = 0
-    dtype: torch.dtype | None = field(default=None)
+    dtype: torch.dtype | None = None
+    scope: Scope = DEFAULT_SCOPE
     notice: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
@@ -199,6 +202,7 @@ class Probe:
             norms = example_gradient_norms(
                 model,
                 self.get_examples(norm_ids),
+                scope=self.scope,
                 tokens_per_batch=self._budget,
                 pad_id=self.pad_id,
                 dtype=self.dtype,

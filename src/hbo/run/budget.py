@@ -148,34 +148,75 @@ def expected_draws(probabilities: FloatArray, draws: int, caps: IntArray) -> Flo
 
 
 def signal_cost(
-    loaded: LoadedConfig, mixture: Mixture, budget: Budget, policy: Policy
+    loaded: LoadedConfig,
+    mixture: Mixture,
+    budget: Budget,
+    policy: Policy,
+    probabilities: FloatArray,
+    adapters: bool,
 ) -> dict[str, Any]:
     """What balancing adds to training, in passes over examples, and as a share of training's work.
 
-    A training pass counts as three forward passes (one forward, and a backward of twice the cost).
+    A training pass counts as three forward passes (one forward, and a backward of twice the cost),
+    norms read off a step of full fine-tuning as ``COST`` of it. How many cells a probe tops up is
+    an expectation: draws of a cell in an interval are Poisson-distributed, about.
+
+    Args:
+        loaded: The configuration.
+        mixture: Gives the cells.
+        budget: Steps and draws.
+        policy: Says what it needs, and when.
+        probabilities: (K, G) joint, of the beginning.
+        adapters: Whether adapters are trained, not the whole model.
 
     Returns:
-        ``probed``: names of signals that need extra passes; ``updates``: how many; forward and
-        backward passes of all probes; ``share``: of training's work.
+        ``observed``, ``probed``: names of signals, by where they come from; ``measure_every``: one
+        step in how many shows its norms, ``None`` where none does; ``updates``: how many; forward
+        and backward passes of all probes; ``share``: of training's work.
     """
     from hbo.integrations.engine import signals_to_probe
+    from hbo.integrations.observed_norms import COST, steps_apart
+    from hbo.measure.probe import LOSS_SIGNALS
 
     balance = loaded.config.balance
     probed = signals_to_probe(policy.needs, balance.signals)
+    observed = policy.needs - probed
     updates = budget.steps // policy.interval if policy.needs else 0
-    per_cell = math.ceil(balance.probe_examples / mixture.num_groups)
-    cells = int(np.minimum(mixture.sizes, per_cell).sum())
+    enough = np.minimum(mixture.sizes, math.ceil(balance.probe_examples / mixture.num_groups))
     subsets = int(np.minimum(mixture.subset_sizes, balance.probe_examples).sum())
-    losses = probed - WHOLE_SIGNALS - {GRADIENT_NORM}
-    forward = cells if losses else 0
-    backward = cells * (GRADIENT_NORM in probed) + subsets * len(probed & WHOLE_SIGNALS)
-    work = updates * (forward + BACKWARD * backward)
+    shown = probabilities * budget.draws_per_step * policy.interval
+    cells = int((mixture.sizes > 0).sum())
+    every = balance.measure_every or steps_apart(
+        adapters, cells, budget.draws_per_step, policy.interval
+    )
+    losses = policy.needs & LOSS_SIGNALS
+    forward = backward = 0.0
+    if losses:
+        forward = enough.sum() if losses & probed else _topped_up(shown, enough)
+    if GRADIENT_NORM in probed:
+        backward = enough.sum()
+    elif GRADIENT_NORM in observed:
+        backward = _topped_up(shown / every, enough)
+    backward += subsets * len(probed & WHOLE_SIGNALS)
+    work = updates * (forward + BACKWARD * backward) / (BACKWARD * budget.draws)
+    measured = GRADIENT_NORM in observed
     return {
-        "observed": sorted(policy.needs - probed),
+        "observed": sorted(observed),
         "probed": sorted(probed),
+        "measure_every": every if measured else None,
         "updates": updates,
-        "forward_passes": updates * forward,
-        "backward_passes": updates * backward,
+        "forward_passes": round(updates * forward),
+        "backward_passes": round(updates * backward),
         "training_passes": budget.draws,
-        "share": work / (BACKWARD * budget.draws),
+        "share": float(work + (COST / every if measured and not adapters else 0.0)),
     }
+
+
+def _topped_up(shown: FloatArray, enough: IntArray) -> float:
+    """Examples that a probe adds, where it takes ``enough`` of a cell that shows fewer."""
+    term = np.exp(-shown)
+    fewer = np.zeros_like(shown)
+    for count in range(int(enough.max(initial=0))):
+        fewer += np.where(count < enough, term, 0.0)
+        term = term * shown / (count + 1)
+    return float((fewer * enough).sum())

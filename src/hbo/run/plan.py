@@ -149,7 +149,8 @@ def plan_of(prepared: Prepared) -> Plan:
     caps = limits.max_draws(mixture.subset_sizes)
     draws = expected_draws(probabilities, budget.draws, caps)
     policy = policy_of(loaded)
-    cost = signal_cost(loaded, mixture, budget, policy) | {
+    adapters = bool(prepared.settings.tuning.use_peft)
+    cost = signal_cost(loaded, mixture, budget, policy, probabilities, adapters) | {
         "scoring_passes": _scoring_passes(prepared, mixture.num_examples, scores is not None)
     }
     warnings = _warnings(prepared, mixture, budget, draws, caps)

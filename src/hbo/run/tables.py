@@ -77,11 +77,18 @@ def _plan_lines(values: Mapping[str, Any]) -> list[str]:
         "held out: {validation} validation, {test} test; {skipped} bad records skipped, {dropped}"
         " dropped, {truncated} truncated".format(**counts),
         f"signals: {cost['updates']} updates, lag {values['lag']} steps; observed"
-        f" {', '.join(cost['observed']) or 'none'}; probed {', '.join(cost['probed']) or 'none'};"
-        f" about {100 * cost['share']:.1f} % of the work of training",
+        f" {', '.join(cost['observed']) or 'none'}{_measured(cost)}; probed"
+        f" {', '.join(cost['probed']) or 'none'}; about {cost['forward_passes']} forward and"
+        f" {cost['backward_passes']} backward passes of probes,"
+        f" {100 * cost['share']:.1f} % of the work of training",
     ]
     lines += [f"notice: {printable(text)}" for text in values["notices"]]
     return lines
+
+
+def _measured(cost: Mapping[str, Any]) -> str:
+    every = cost["measure_every"]
+    return f" (norms of one step in {every})" if every and every > 1 else ""
 
 
 def print_scores(result: Mapping[str, Any], screen: Console) -> None:

@@ -300,7 +300,7 @@ def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
     from transformers import PrinterCallback
     from trl import get_peft_config
 
-    from hbo.integrations.engine import BalanceOptions
+    from hbo.integrations.options import BalanceOptions
     from hbo.integrations.trl import BalancedSFTTrainer
     from hbo.run.callbacks import ClockCallback, watch_over
 
@@ -324,6 +324,8 @@ def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
             lag=balance.lag,
             unit=balance.unit,
             probe_examples=balance.probe_examples,
+            measure_every=balance.measure_every,
+            norm_scope=balance.norm_scope,
             seed=config.seed,
             resume=balance.resume,
         ),

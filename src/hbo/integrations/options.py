@@ -1,0 +1,71 @@
+"""How a trainer is balanced: where signals come from, when laws take hold, what is counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from hbo.errors import ConfigError
+from hbo.measure.taps import Scope
+
+SIGNAL_SOURCES = ("observed", "probe")
+RESUME = ("exact", "anew")
+
+
+@dataclass(frozen=True)
+class BalanceOptions:
+    """How a trainer is balanced; what is decided is the policy's business.
+
+    Args:
+        signals: ``"observed"``: losses and gradient norms come from the training batches, and a
+            probe fills up cells that they showed too little of; ``"probe"``: everything is probed.
+        lag: Optimiser steps between an update and the first draw made from it; ``None``:
+            ``min(8, interval)``.
+        unit: What shares count: ``"examples"`` or ``"tokens"``.
+        probe_examples: Examples of each subset that one probe measures, spread over its groups;
+            observed, a cell that showed fewer than its part of them is measured on that many.
+        measure_every: One training step in so many shows gradient norms; ``None``: each where
+            adapters are trained, else one in ten, or more if cells would be seen too rarely.
+        norm_scope: Trained parameters that a gradient norm covers, ``"all"``, ``"blocks"`` or
+            ``"adapters"``; ``None``: ``"all"`` where they are probed, ``"blocks"`` observed, since
+            a fused loss goes around the output head.
+        seed: Seed of the draws and probes; ``None``: the trainer's ``data_seed`` or ``seed``.
+        resume: What to do with a checkpoint whose balancing state is of another run (other data,
+            policy or settings): ``"exact"``: refuse it, ``"anew"``: keep its weights and optimiser,
+            and begin balancing anew at its step.
+    """
+
+    signals: str = "observed"
+    lag: int | None = None
+    unit: str = "examples"
+    probe_examples: int = 8
+    measure_every: int | None = None
+    norm_scope: Scope | None = None
+    seed: int | None = None
+    resume: str = "exact"
+
+    def __post_init__(self) -> None:
+        words = {
+            "signals": SIGNAL_SOURCES,
+            "resume": RESUME,
+            "norm_scope": (None, *get_args(Scope)),
+        }
+        for name, allowed in words.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                said = ", ".join(str(word) for word in allowed if word is not None)
+                raise ConfigError(f"balance.{name} is {value!r}; allowed: {said}")
+        for name in ("probe_examples", "measure_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"balance.{name} is {value}; at least 1")
+
+    @property
+    def observed(self) -> bool:
+        """Whether what training shows is used."""
+        return self.signals == "observed"
+
+    @property
+    def scope(self) -> Scope:
+        """What a gradient norm covers."""
+        return self.norm_scope or ("blocks" if self.observed else "all")
