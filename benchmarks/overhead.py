@@ -13,11 +13,13 @@ in a step then counts that many times, so the ratio errs upwards. A step is the 
 of one to the end of the next, loading, logging (each step) and callbacks included. "Own" is what
 our own stopwatch counted in a step: watching the losses, taking them in, logging.
 
-``hbo observed`` is the default: losses from training, gradient norms of 8 examples a subset probed
-at an update. ``hbo probed`` measures what the paper's released code does: 64 examples of each
-subset forward only, 32 forward and backward. The floor is what operation counts say of that
-(forward 1, backward 2, by tokens). ``--share 8`` measures that update on an eighth of its examples
-and takes the time eight times. The last three lines are the median ratios.
+``hbo observed`` is the default: losses and gradient norms from training. The norms are timed on
+every step, and counted on one step in so many as the default measures (each under LoRA, one in ten
+in full fine-tuning). Its update tops up what an interval shows too little of, found by filling the
+tables with a whole interval's draws first. ``hbo probed`` measures what the paper's released code
+does: 64 examples of each subset forward only, 32 forward and backward. The floor is what operation
+counts say of it all (forward 1, backward 2, by tokens). ``--share 8`` measures the probed update on
+an eighth of its examples and takes the time eight times. The last three lines are the median ratios.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ from trl import SFTConfig, SFTTrainer
 from hbo import HBO, BalancedSFTTrainer, Balancer, make_policy
 from hbo.cli.output import quiet_libraries
 from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
+from hbo.integrations.observed_norms import steps_apart
 from hbo.integrations.options import BalanceOptions
+from hbo.integrations.top_up import lacking
+from hbo.observations import loss_signals
 from hbo.signals import GRADIENT_NORM
 
 SEED = 0
@@ -63,6 +68,20 @@ class Clock(TrainerCallback):
         self.times.append(self.now())
 
 
+class Filling(TrainerCallback):
+    """Fills the tables of a balancer at a step, before its update."""
+
+    def __init__(self, bench: Bench, step: int) -> None:
+        self.bench = bench
+        self.step = step
+        self.balancer: Balancer | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """If it is time."""
+        if self.balancer is not None and state.global_step == self.step:
+            self.bench.fill(self.balancer)
+
+
 @dataclass(frozen=True)
 class Bench:
     """Trainers of four kinds on one mixture, and how long they take.
@@ -73,6 +92,8 @@ class Bench:
         batch: Examples of a measured step.
         steps: Steps of one measurement; one more goes before.
         share: Measured updates of ``PROBED`` take one in so many of its examples.
+        whole_batch: Examples of a step that is put together.
+        interval: Steps between updates that are put together.
         own: Filled as it goes: wall seconds a step that our code says it took, by kind.
     """
 
@@ -81,6 +102,8 @@ class Bench:
     batch: int
     steps: int
     share: int = 1
+    whole_batch: int = 64
+    interval: int = 200
     own: dict[str, list[float]] = field(default_factory=dict)
 
     @cached_property
@@ -133,7 +156,9 @@ class Bench:
             args,
             mixture=self.mixture,
             policy="prop" if kind == STATIC else HBO(update_interval=interval),
-            balance=BalanceOptions(signals="probe" if kind == PROBED else "observed"),
+            balance=BalanceOptions(
+                signals="probe" if kind == PROBED else "observed", measure_every=1
+            ),
             **common_arguments,
         )
         if kind == PROBED:
@@ -145,11 +170,27 @@ class Bench:
             )
         return trainer
 
+    @cached_property
+    def every(self) -> int:
+        """One step in how many shows its norms, in an interval of whole steps."""
+        cells = int((self.mixture.mixture.sizes > 0).sum())
+        return steps_apart(self.tuning == "lora", cells, self.whole_batch, self.interval)
+
+    def fill(self, balancer: Balancer) -> None:
+        """Let the tables hold as many values as an interval of whole steps shows."""
+        draws = self.whole_batch * self.interval
+        ids = np.concatenate(list(balancer.look_ahead(balancer.position, draws)))
+        balancer.observe(ids, loss_signals(np.ones(draws), np.ones(draws)))
+        measured = ids[: draws // self.every]
+        balancer.observe(measured, {GRADIENT_NORM: np.ones(len(measured))})
+
     def train(self, kind: str, interval: int) -> tuple[Any, Clock, Clock]:
         """Train; the trainer, a clock before our callback and one after it."""
         before, after = Clock(self.made.now), Clock(self.made.now)
         with tempfile.TemporaryDirectory() as folder, quiet_libraries(stdout=True):
-            trainer = self.trainer(kind, folder, interval, [before], self.share)
+            filling = Filling(self, self.steps + 1 if interval <= self.steps + 1 else NEVER)
+            trainer = self.trainer(kind, folder, interval, [filling, before], self.share)
+            filling.balancer = None if kind != OBSERVED else trainer.balancer
             trainer.add_callback(after)
             trainer.train()
         gc.collect()  # the last trainer's model, which its cycles keep alive
@@ -171,31 +212,63 @@ class Bench:
         taken = after.times[-1] - before.times[-1]
         return taken * self.share if kind == PROBED else taken
 
-    def floor(self, kind: str, step_examples: int, interval: int) -> dict[str, float]:
-        """What operation counts say of an update: its passes, and the ratio they come to."""
+    def floor(self, kind: str) -> dict[str, float]:
+        """What operation counts say: the passes of an update, and the ratio they come to."""
         with tempfile.TemporaryDirectory() as folder, quiet_libraries():
-            engine = self.trainer(kind, folder, interval).engine
-        probe, wanted = engine.probe, engine.probed
-        nothing = np.empty(0, np.int64)
-        forward = backward = nothing
-        if wanted - {GRADIENT_NORM}:
-            forward = probe.cell_examples(0, probe.examples_per_cell)
-        if GRADIENT_NORM in wanted:
-            count = probe.gradient_examples_per_cell or probe.examples_per_cell
-            backward = probe.cell_examples(0, count)
+            trainer = self.trainer(kind, folder, self.interval)
+        engine, model = trainer.engine, trainer.model
+        probe, wanted = engine.probe, engine.balancer.policy.needs
+        todo = [(engine.probed & wanted, None)]
+        if kind == OBSERVED:
+            self.fill(engine.balancer)
+            engine.balancer.observations.gather()
+            todo = list(lacking(engine.balancer, probe, model, wanted))
+        forward = backward = np.empty(0, np.int64)
+        for names, cells in todo:
+            if names - {GRADIENT_NORM}:
+                forward = probe.cell_examples(0, probe.examples_per_cell, cells)
+            if GRADIENT_NORM in names:
+                count = probe.gradient_examples_per_cell or probe.examples_per_cell
+                backward = probe.cell_examples(0, count, cells)
         lengths = np.array([len(ids) for ids in self.mixture.dataset["input_ids"]])
-        trained = lengths[self.drawn[0]].mean() * step_examples * interval
+        trained = lengths[self.drawn[0]].mean()
         work = lengths[forward].sum() + 3 * lengths[backward].sum()
+        ratio = 1 + work / (3 * trained * self.whole_batch * self.interval)
+        if kind == OBSERVED:
+            ratio += norms_share(model, float(trained)) / self.every
         return {
             "forward_examples": len(forward),
             "backward_examples": len(backward),
-            "ratio": float(1 + work / (3 * trained)),
+            "ratio": float(ratio),
         }
 
 
-def combined(measured: dict[str, list[float]], scale: float, interval: int) -> dict[str, Any]:
-    """Ratios to plain of every round, whole intervals of steps of the full batch."""
+def norms_share(model: Any, length: float) -> float:
+    """Operations of reading norms off a step, as a share of the step's own.
+
+    Of a matrix of I x O either two Gram matrices of T x T, T^2 (I + O), or the gradient itself,
+    T I O, whichever is less; a step makes three products T I O of every matrix.
+
+    Args:
+        model: The model in training.
+        length: T, tokens of an example.
+    """
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    norms = sum(min(length * sum(p.shape), p.numel()) for p in matrices if p.requires_grad)
+    return float(norms / (3 * sum(p.numel() for p in matrices)))
+
+
+def combined(
+    measured: dict[str, list[float]], scale: float, interval: int, every: int
+) -> dict[str, Any]:
+    """Ratios to plain of every round, whole intervals of steps of the full batch.
+
+    One step in ``every`` of ``OBSERVED`` is as measured, the others are those of ``STATIC``.
+    """
     found = {}
+    pairs = zip(measured[OBSERVED], measured[STATIC], strict=True)
+    mixed = [still + (shown - still) / every for shown, still in pairs]
+    measured = measured | {OBSERVED: mixed}
     for kind in OURS:
         updates = measured.get(f"{kind} update")
         extra = [seconds / (interval * scale) for seconds in updates or [0.0]]
@@ -259,6 +332,7 @@ def report(result: dict[str, Any], options: argparse.Namespace) -> None:
         f"whole: {options.interval} steps of {options.batch} examples and one update, put together"
         f" from measured steps of {size} and measured updates"
     )
+    common.say(f"observed: norms of one step in {result['every']}; timed on each")
     if options.share > 1:
         common.say(
             f"an update of probed was measured on one in {options.share} of its examples, and its"
@@ -291,15 +365,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write the JSON file if asked for."""
     options = parse(argv)
     made = material.make(options)
-    bench = Bench(made, options.tuning, options.measured_batch, options.steps, options.share)
+    sizes = (options.measured_batch, options.steps, options.share, options.batch, options.interval)
+    bench = Bench(made, options.tuning, *sizes)
     result = material.facts("overhead", options, made)
     result["measured"] = measure(bench, options.rounds, options.updates)
     result["own"] = bench.own
     scale = options.batch / options.measured_batch
-    result["ratios"] = combined(result["measured"], scale, options.interval)
-    result["floors"] = {
-        kind: bench.floor(kind, options.batch, options.interval) for kind in (OBSERVED, PROBED)
-    }
+    result["every"] = bench.every
+    result["ratios"] = combined(result["measured"], scale, options.interval, bench.every)
+    result["floors"] = {kind: bench.floor(kind) for kind in (OBSERVED, PROBED)}
     report(result, options)
     if options.json:
         common.write(options.json, result)

@@ -83,10 +83,11 @@ def test_the_overhead_benchmark_says_three_ratios_last(quick):
     assert "seconds are processor time of this process, not wall time" in printed
     assert printed[-4].startswith("an update of probed was measured on one in 2 of its examples")
     floors = result["floors"]
-    # Three subsets of at least 8, 8 examples of each: 24 backward; 32 and 64 take them all.
-    assert [floors["observed"][f"{way}_examples"] for way in ("forward", "backward")] == [0, 24]
+    # Training shows enough of every cell; 32 and 64 of each of three subsets take them all.
+    assert [floors["observed"][f"{way}_examples"] for way in ("forward", "backward")] == [0, 0]
     assert [floors["probed"][f"{way}_examples"] for way in ("forward", "backward")] == [44, 44]
-    assert 1 < floors["observed"]["ratio"] < floors["probed"]["ratio"] < 1.01
+    assert 1 < floors["probed"]["ratio"] < 1.01
+    assert 1 < floors["observed"]["ratio"] < 1.05  # adapters are a large part of so small a model
 
 
 def test_an_update_and_a_step_are_put_together_as_the_benchmark_says(load):
@@ -99,9 +100,12 @@ def test_an_update_and_a_step_are_put_together_as_the_benchmark_says(load):
         "probed update": [160.0],
     }
     # 200 steps of 8 measured ones: an update of 80 s is 0.05 s a measured step.
-    found = load("overhead").combined(measured, scale=8, interval=200)
+    found = load("overhead").combined(measured, scale=8, interval=200, every=1)
     assert found["static"]["ratio"] == 1
     assert found["observed"]["ratio"] == pytest.approx((1.55 + 3.05 / 2) / 2)
+    # Norms on one step in ten: a tenth of what an observed step takes beyond a static one.
+    tenth = load("overhead").combined(measured, scale=8, interval=200, every=10)
+    assert tenth["observed"]["ratio"] == pytest.approx((1.1 + 2.15 / 2) / 2)
     assert (found["probed"]["low"], found["probed"]["high"]) == pytest.approx((1.05, 1.1))
     assert (found["probed"]["step"], found["probed"]["update"]) == (1, pytest.approx(0.075))
     assert found["static"]["update"] == 0
