@@ -19,7 +19,7 @@ in full fine-tuning). Its update tops up what an interval shows too little of, f
 tables with a whole interval's draws first. ``hbo probed`` measures what the paper's released code
 does: 64 examples of each subset forward only, 32 forward and backward. The floor is what operation
 counts say of it all (forward 1, backward 2, by tokens). ``--share 8`` measures the probed update on
-an eighth of its examples and takes the time eight times. The last three lines are the median ratios.
+an eighth of its examples and takes the time eight times. The last three lines: the median ratios.
 """
 
 from __future__ import annotations
