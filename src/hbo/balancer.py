@@ -105,7 +105,7 @@ class Balancer:
         self._consumed = Stream(
             mixture.sizes, seed, max_draws=self.limits.max_draws(mixture.subset_sizes)
         )
-        self._consumed.push(0, self._law())
+        self._consumed.push(0, self._law(policy.probabilities(self.state)))
         self._readers: list[_Reader] = []
         self._digest: StreamDigest | None = StreamDigest()
 
@@ -133,9 +133,9 @@ class Balancer:
         tokens = np.asarray(self.mixture.mean_tokens, dtype=np.float64) * self.mixture.sizes
         return np.ceil(tokens).astype(np.int64)
 
-    def _law(self) -> FloatArray:
-        """(K, G) draw probabilities: the policy's, within the limits, turned into draws."""
-        shares = self.limits.apply(self.policy.probabilities(self.state), self._unit_sizes())
+    def _law(self, proposed: FloatArray) -> FloatArray:
+        """(K, G) draw probabilities: what a policy proposed, within the limits, in draws."""
+        shares = self.limits.apply(proposed, self._unit_sizes())
         draws = shares * self._draws_per_unit
         return self._of_the_rest(draws / draws.sum())
 
@@ -242,8 +242,8 @@ class Balancer:
         asked = self.policy.probabilities(self.state)
         self.state = self.policy.update(self.state, signals)
         self.observations.close()
-        before, after = self.probabilities, self._law()
         proposed = asked, self.policy.probabilities(self.state)
+        before, after = self.probabilities, self._law(proposed[1])
         # A step of fewer draws than before a resume must not overtake an update already decided.
         effective = max(
             self.position + self.lag * self.draws_per_step, self._consumed.history[-1].draw

@@ -8,7 +8,7 @@ from typing import Any
 
 from hbo.errors import StateError
 
-SCHEMA = 2
+SCHEMA = 3
 """Of the balancing state in a checkpoint."""
 ANEW = "set balance.resume to 'anew' to keep its weights and begin balancing anew"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import binascii
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,19 +50,17 @@ class Observations:
 
     def __init__(self, mixture: Mixture) -> None:
         self._mixture = mixture
-        self._local = self._blank()
-        self._now = self._blank()
+        subsets, groups = mixture.sizes.shape
+        # Sums, squares and counts per cell; sum and count of the values measured whole; sums of
+        # (loss x tokens, tokens) per subset, and how many examples had tokens but no finite loss.
+        self._shapes: dict[str, tuple[int, ...]] = {
+            **dict.fromkeys(_EXAMPLE_NAMES, (3, subsets, groups)),
+            **dict.fromkeys(_WHOLE_NAMES, (2, subsets)),
+            "totals": (3, subsets),
+        }
+        self._local, self._now = _Tables(self._shapes), _Tables(self._shapes)
         self._before: dict[str, SignalTable] = {}
         self._first: dict[str, SignalTable] = {}
-
-    def _blank(self) -> dict[str, FloatArray]:
-        shape = self._mixture.sizes.shape
-        blank = {name: np.zeros((3, *shape)) for name in _EXAMPLE_NAMES}
-        # Sum and count of the values measured whole; sums of (loss x tokens, tokens) per subset,
-        # and how many examples had tokens but no finite loss.
-        blank |= {name: np.zeros((2, shape[0])) for name in _WHOLE_NAMES}
-        blank["totals"] = np.zeros((3, shape[0]))
-        return blank
 
     def observe(self, example_ids: IntArray, values: Mapping[str, FloatArray]) -> None:
         """Add per-example values, such as ``loss_signals`` gives.
@@ -71,7 +71,7 @@ class Observations:
         """
         cells = self._mixture.cell_of(np.asarray(example_ids, dtype=np.int64))
         for name, column in values.items():
-            add_values(self._local[name], cells, column)
+            add_values(self._local.tables[name], cells, column)
 
     def train(self, example_ids: IntArray, loss: FloatArray, tokens: FloatArray) -> None:
         """Add trained examples to the run's totals: (n,) mean loss and trained tokens of each."""
@@ -80,8 +80,8 @@ class Observations:
             (tokens > 0) & finite for finite in (np.isfinite(loss), ~np.isfinite(loss))
         )
         size = self._mixture.num_subsets
-        exact = np.round(loss[usable] * tokens[usable] * 2.0**20) / 2.0**20
-        self._local["totals"] += [
+        exact = np.rint(loss[usable] * tokens[usable] * 2.0**20) / 2.0**20
+        self._local.tables["totals"] += [
             np.bincount(subsets[usable], weights=exact, minlength=size),
             np.bincount(subsets[usable], weights=tokens[usable], minlength=size),
             np.bincount(subsets[broken], minlength=size),
@@ -91,20 +91,12 @@ class Observations:
         """Add (K,) values measured on whole subsets; NaN where this rank measured none."""
         known = np.isfinite(values)
         kept = np.where(known, np.clip(values, -LARGEST, LARGEST), 0.0)
-        self._local[name] += [kept, known.astype(np.float64)]
+        self._local.tables[name] += [kept, known.astype(np.float64)]
 
     def gather(self, reduce: Reduce = alone) -> None:
         """Add what the ranks observed since the last call; one reduction for everything."""
-        names = list(self._local)
-        flat = reduce(np.concatenate([self._local[name].ravel() for name in names]))
-        start = 0
-        for name in names:
-            size = self._local[name].size
-            self._now[name] = self._now[name] + flat[start : start + size].reshape(
-                self._local[name].shape
-            )
-            start += size
-        self._local = self._blank()
+        self._now.flat += reduce(self._local.flat)
+        self._local = _Tables(self._shapes)
 
     @property
     def totals(self) -> FloatArray:
@@ -112,7 +104,7 @@ class Observations:
 
         Broken are examples with trained tokens whose loss was not finite; they are in no sum.
         """
-        return self._now["totals"]
+        return self._now.tables["totals"].copy()
 
     def signals(self, step: int, draws: IntArray) -> Signals:
         """The gathered state as a policy sees it.
@@ -127,7 +119,7 @@ class Observations:
             first=dict(self._first),
             whole={
                 name: np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-                for name, (total, count) in ((n, self._now[n]) for n in _WHOLE_NAMES)
+                for name, (total, count) in ((n, self._now.tables[n]) for n in _WHOLE_NAMES)
                 if count.any()
             },
             step=step,
@@ -137,23 +129,26 @@ class Observations:
 
     def _tables(self) -> dict[str, SignalTable]:
         return {
-            name: SignalTable.from_array(self._now[name])
+            name: SignalTable.from_array(self._now.tables[name].copy())
             for name in _EXAMPLE_NAMES
-            if self._now[name][2].any()
+            if self._now.tables[name][2].any()
         }
 
     def close(self) -> None:
         """End the interval: now becomes before, and first where there was none."""
         self._before = self._tables()
         self._first = {**self._before, **self._first}
-        self._now = self._blank() | {"totals": self._now["totals"]}
+        totals = self.totals
+        self._now = _Tables(self._shapes)
+        self._now.tables["totals"][:] = totals
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-safe gathered state; call ``gather`` first."""
+        now = self._now.tables
         return {
-            "now": {name: value.tolist() for name, value in self._now.items() if value.any()},
-            "before": {name: table.to_json() for name, table in self._before.items()},
-            "first": {name: table.to_json() for name, table in self._first.items()},
+            "now": {name: _packed(table) for name, table in now.items() if table.any()},
+            "before": {name: _packed(table.to_array()) for name, table in self._before.items()},
+            "first": {name: _packed(table.to_array()) for name, table in self._first.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -162,21 +157,59 @@ class Observations:
         Raises:
             ValueError, TypeError, KeyError: It is damaged.
         """
-        blank = self._blank()
         now, before, first = (
-            {name: _of_shape(blank[name], value) for name, value in state[part].items()}
+            {name: _unpacked(text, self._shapes[name]) for name, text in state[part].items()}
             for part in ("now", "before", "first")
         )
-        self._local, self._now = self._blank(), blank | now
-        self._before = {name: SignalTable.from_array(value) for name, value in before.items()}
-        self._first = {name: SignalTable.from_array(value) for name, value in first.items()}
+        self._local, self._now = _Tables(self._shapes), _Tables(self._shapes)
+        for name, table in now.items():
+            self._now.tables[name][:] = table
+        self._before = {name: SignalTable.from_array(table) for name, table in before.items()}
+        self._first = {name: SignalTable.from_array(table) for name, table in first.items()}
 
 
-def _of_shape(blank: FloatArray, value: Any) -> FloatArray:
-    array = np.asarray(value, dtype=np.float64)
-    if array.shape != blank.shape or not np.isfinite(array).all():
-        raise ValueError(f"a table of shape {array.shape} in place of {blank.shape}")
-    return array
+class _Tables:
+    """Zeros, as one array that ranks add up, and as tables by name that share its memory."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.flat = np.zeros(sum(map(math.prod, shapes.values())))
+        self.tables: dict[str, FloatArray] = {}
+        start = 0
+        for name, shape in shapes.items():
+            end = start + math.prod(shape)
+            self.tables[name] = self.flat[start:end].reshape(shape)
+            start = end
+
+
+def _packed(table: FloatArray) -> str:
+    """Hexadecimal text of a table: a bit for each cell, set where it is not all 0, and those cells.
+
+    Exact. As decimal numbers, one a line as a trainer writes them, a full table would be half as
+    long again and take thirty times as long to write.
+
+    Args:
+        table: (R, ...) R numbers for each cell.
+    """
+    rows = table.reshape(len(table), -1)
+    filled = rows.any(axis=0)
+    return (np.packbits(filled).tobytes() + rows[:, filled].astype("<f8").tobytes()).hex()
+
+
+def _unpacked(text: str, shape: tuple[int, ...]) -> FloatArray:
+    """The inverse of ``_packed``.
+
+    Raises:
+        ValueError, TypeError: It is no text of a table of this shape, or a number is not finite.
+    """
+    rows, cells = shape[0], math.prod(shape[1:])
+    raw, bits = binascii.unhexlify(text), (cells + 7) // 8
+    filled = np.unpackbits(np.frombuffer(raw[:bits], np.uint8), count=cells).astype(np.bool_)
+    values = np.frombuffer(raw[bits:], "<f8")
+    if len(values) != rows * filled.sum() or not np.isfinite(values).all():
+        raise ValueError(f"{len(raw)} bytes are no table of shape {shape}")
+    table = np.zeros((rows, cells))
+    table[:, filled] = values.reshape(rows, -1)
+    return table.reshape(shape)
 
 
 def loss_signals(loss: FloatArray, first_loss: FloatArray | None = None) -> dict[str, FloatArray]:

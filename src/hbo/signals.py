@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,10 +119,6 @@ class SignalTable:
         sums, squares, counts = np.asarray(array, dtype=np.float64)
         return cls(sums, squares, counts)
 
-    def to_json(self) -> list[Any]:
-        """Nested lists that survive JSON exactly."""
-        return list(self.to_array().tolist())
-
 
 @dataclass(frozen=True, eq=False)
 class Signals:
@@ -168,7 +163,8 @@ def add_values(table: FloatArray, cells: IntArray, values: FloatArray) -> None:
     """
     values = np.asarray(values, dtype=np.float64)
     finite = np.isfinite(values)
-    cells, values = cells[finite], _rounded(np.clip(values[finite], -LARGEST, LARGEST))
+    cells = cells[finite]
+    values = _rounded(np.minimum(np.maximum(values[finite], -LARGEST), LARGEST))
     sums, squares, counts = table.reshape(3, -1)
     np.add.at(sums, cells, values)
     np.add.at(squares, cells, _rounded(values * values))
@@ -176,7 +172,7 @@ def add_values(table: FloatArray, cells: IntArray, values: FloatArray) -> None:
 
 
 def _rounded(values: FloatArray) -> FloatArray:
-    return np.round(values * RESOLUTION) / RESOLUTION
+    return np.rint(values * RESOLUTION) / RESOLUTION
 
 
 def _divide(numerator: FloatArray, denominator: FloatArray) -> FloatArray:

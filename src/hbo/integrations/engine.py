@@ -14,7 +14,14 @@ from torch import nn
 from hbo.balancer import Balancer, Update
 from hbo.errors import StateError
 from hbo.identity import ANEW, OtherRunError, check_identity
-from hbo.integrations.events import listed, ratio, step_event, tracker_metrics, update_event
+from hbo.integrations.events import (
+    MANY_SUBSETS,
+    listed,
+    ratio,
+    step_event,
+    tracker_metrics,
+    update_event,
+)
 from hbo.integrations.observed_norms import NormObserver, steps_apart, trains_adapters
 from hbo.integrations.observer import BatchObserver, Stopwatch
 from hbo.integrations.options import BalanceOptions
@@ -42,8 +49,6 @@ LOST_STEPS = 3
 """After so many steps without one finite loss, a training is lost: NaN weights do not heal."""
 logger = logging.getLogger(__name__)
 OBSERVABLE = frozenset({LOSS, FIRST_LOSS, PERPLEXITY, PERPLEXITY_RATIO, TOKENS, GRADIENT_NORM})
-MAX_LOGGED_SUBSETS = 64
-"""With more, per-subset numbers go to the run log only: trackers choke on thousands of keys."""
 
 
 class Engine:
@@ -307,14 +312,14 @@ class Engine:
             if window["broken"].any():
                 self.warn("loss-not-finite", _broken(self.balancer.mixture, window["broken"]))
             self.run_log.write("step", **step_event(self.balancer, window))
-            if self.balancer.mixture.num_subsets > MAX_LOGGED_SUBSETS:
+            if self.balancer.mixture.num_subsets > MANY_SUBSETS:
                 return {}
             return tracker_metrics(self.balancer, window)
 
     def _position(self) -> dict[str, FloatArray]:
         """(K,) running totals, whose differences are what a log window shows."""
         names = ("nats", "tokens", "broken")
-        totals = dict(zip(names, self.balancer.observations.totals.copy(), strict=True))
+        totals = dict(zip(names, self.balancer.observations.totals, strict=True))
         return totals | {"draws": self.balancer.draws.sum(axis=1).astype(np.float64)}
 
     def _since(self, before: Mapping[str, FloatArray]) -> dict[str, FloatArray]:

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from hbo.balancer import Balancer, Update
 from hbo.mixture import FloatArray, IntArray, Mixture
 
+MANY_SUBSETS = 64
+"""With more, per-subset numbers go to the run log only: trackers choke on thousands of keys."""
+
 
 def about_state(balancer: Balancer) -> dict[str, Any]:
     """What a checkpoint's balancing state is, for people; small enough to read."""
@@ -39,7 +42,10 @@ def ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
 
 
 def step_event(balancer: Balancer, window: Mapping[str, FloatArray]) -> dict[str, Any]:
-    """The ``step`` event: what was trained on in a window, subset by subset."""
+    """The ``step`` event: what was trained on in a window, subset by subset.
+
+    Of more than ``MANY_SUBSETS``, those that were drawn only.
+    """
     columns = zip(
         balancer.mixture.names,
         window["draws"].astype(np.int64).tolist(),
@@ -47,13 +53,15 @@ def step_event(balancer: Balancer, window: Mapping[str, FloatArray]) -> dict[str
         window["nats"].tolist(),
         strict=True,
     )
+    everyone = balancer.mixture.num_subsets <= MANY_SUBSETS
     return {
         "step": balancer.step,
-        "draws": int(balancer.draws.sum()),
+        "draws": balancer.position,
         "loss": float(window["nats"].sum() / max(window["tokens"].sum(), 1.0)),
         "subsets": {
             name: {"draws": draws, "tokens": tokens, "loss": nats / tokens if tokens else None}
             for name, draws, tokens, nats in columns
+            if everyone or draws or tokens
         },
     }
 
@@ -87,7 +95,7 @@ def update_event(balancer: Balancer, update: Update, seconds: float) -> dict[str
     mixture, explanation = balancer.mixture, update.explanation
     both = {"before": update.before, "after": update.after}
     over_subsets = {key: law.sum(axis=1) for key, law in both.items()}
-    inside = {key: _within_subsets(law, mixture.sizes) for key, law in both.items()}
+    inside = {key: _within_subsets(law, mixture.sizes).tolist() for key, law in both.items()}
     rewards = {
         level: {
             key: (explanation.get(level) or {}).get(key) or [None] * mixture.num_subsets
@@ -102,7 +110,7 @@ def update_event(balancer: Balancer, update: Update, seconds: float) -> dict[str
         | {key: mixture.by_name(values) for key, values in over_subsets.items()},
         "local": {
             name: {key: values[k] for key, values in rewards["local"].items()}
-            | {key: values[k].tolist() for key, values in inside.items()}
+            | {key: rows[k] for key, rows in inside.items()}
             for k, name in enumerate(mixture.names)
         },
         "proposed": {
