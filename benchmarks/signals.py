@@ -27,6 +27,7 @@ from typing import Any
 
 import common
 import numpy as np
+import torch
 
 from hbo.assets import path
 from hbo.cli.output import quiet_libraries
@@ -160,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.quick:
         path("tiny-llama")
     result: dict[str, Any] = {"benchmark": "signals", "config": options.config.name}
-    result |= {"set": options.set, "examples": options.examples} | common.where(*PACKAGES)
+    result |= {"set": options.set, "examples": options.examples, "threads": torch.get_num_threads()}
+    result |= common.where(*PACKAGES)
     watch = Watch(2 if options.quick else options.examples)
     heads = "observed | probes | seen | errors"
     common.say(f"| step | subsets: {heads} | cells: {heads} |")

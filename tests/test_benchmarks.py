@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -151,3 +152,37 @@ def test_the_norms_benchmark_says_the_worse_ratio_last(quick):
     assert set(ratios) == {"lora", "full"}
     assert printed[-1] == f"norms {max(ratios.values()):.3f}"
     assert all(found["difference"] < 1e-4 for found in result["tunings"].values())
+
+
+def test_the_throughput_benchmark_says_three_ratios_last(quick):
+    result, printed = quick("throughput", "--clock", "cpu", "--row", "128")
+    modes = result["modes"]
+    assert printed[-3:] == [f"{mode} {found['ratio']:.3f}" for mode, found in modes.items()]
+    assert list(modes) == ["padded", "padding_free", "packing"]
+    assert [found["rows"] for found in modes.values()][:2] == [8, 8]
+    assert 1 < modes["packing"]["rows"] < 8
+    assert modes["padded"]["tokens"] == modes["padding_free"]["tokens"]
+
+
+def test_throughput_refuses_to_compare_trainers_that_saw_other_rows(load, quick, monkeypatch):
+    benchmark = load("throughput")
+    monkeypatch.setattr(benchmark.Bench, "drawn", (benchmark.np.arange(24), "another hash"))
+    with pytest.raises(RuntimeError, match="ours trained on other rows than TRL's"):
+        quick("throughput", "--mode", "padded")
+
+
+def test_the_signals_benchmark_says_its_correlations_last(quick):
+    result, printed = quick("signals")
+    medians = result["medians"]
+    assert printed[-1] == f"signals {medians['local']['observed']:.3f}"
+    assert printed[-2] == f"subsets {medians['global']['observed']:.3f}"
+    assert [update["step"] for update in result["updates"]] == [4, 8]
+    for level in ("global", "local"):
+        assert all(-1 <= medians[level][key] <= 1 for key in ("observed", "probes"))
+        assert medians[level]["probed_error"] > 0
+
+
+def test_rank_correlation_shares_ranks_among_ties(load):
+    one, other = np.array([1.0, 2.0, 2.0, 5.0]), np.array([2.0, 3.0, 1.0, 9.0])
+    # Ranks 1, 2.5, 2.5, 4 and 2, 3, 1, 4: a product sum of 3 about the means, squares 4.5 and 5.
+    assert load("signals").spearman(one, other) == pytest.approx(3.0 / (4.5 * 5) ** 0.5)
