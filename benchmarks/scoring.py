@@ -1,6 +1,7 @@
 """Scoring beside a bare forward pass over the same tokens without padding.
 
     python benchmarks/scoring.py [--quick] [--json FILE] [--model NAME] [--device cuda]
+        [--released PATH]
 
 The limit is what the model takes for those tokens and nothing else: its layers, and its head on the
 states before response tokens, no padding, no mask, no losses, all inputs ready on the device.
@@ -11,30 +12,51 @@ There are two ways to leave padding out, and the faster counts:
   as many tokens (to half a row) in batches as large as scoring's.
 
 `score_examples` is timed without a cache, for the loss given the prompt (one pass) and for IFD (a
-second pass over the responses alone). The last line, `scoring R`, is IFD's ratio to its two bare
-passes.
+second pass over the responses alone). These examples are of eight subsets in turn, which share no
+more than the template's first tokens. `one subset` is the loss of as many examples of one subset,
+as `hbo score` passes them: it runs the beginning that they share once, where the bare pass runs all
+of it.
+
+Memory is the most that a process of its own held after scoring some examples, and eight times as
+many. With `--released`, a checkout of the code of arXiv 2505.12300, its three scores of the same
+tokens are measured as well, and have to agree with ours: `released R` is theirs over ours. The last
+line, `scoring R`, is IFD's ratio to its two bare passes.
 """
 
 from __future__ import annotations
 
+import argparse
 import resource
+import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import common
 import material
 import numpy as np
+import released
 import torch
 
-from hbo.measure.batches import plan_batches
+from hbo.difficulty.metrics import ResponseStatistics, difficulty_scores
+from hbo.measure.batches import batch_cost_on, plan_batches
 from hbo.measure.examples import IGNORED, Encoded
 from hbo.measure.response import alone_examples
 from hbo.measure.scoring import SHARD_SIZE, score_examples
 
-PASSES = {"loss": ("given the prompt",), "ifd": ("given the prompt", "alone")}
+PASSES = {
+    "one subset": ("one subset",),
+    "loss": ("given the prompt",),
+    "ifd": ("given the prompt", "alone"),
+}
+"""The bare passes that each measurement needs."""
+MEMORY_SHARD, MEMORY_TIMES = 32, (1, 8)
+"""Examples of a shard, and how many shards are scored, where memory is measured."""
+THEIRS, OURS = "three scores, released", "three scores, ours"
 
 
 @dataclass(frozen=True)
@@ -76,7 +98,8 @@ def even_rows(examples: Sequence[Encoded], tokens: int, device: str) -> list[Row
     found = []
     for start in range(0, len(examples), SHARD_SIZE):
         shard = examples[start : start + SHARD_SIZE]
-        for batch in plan_batches([example.num_tokens for example in shard], tokens):
+        lengths = [example.num_tokens for example in shard]
+        for batch in plan_batches(lengths, tokens, batch_cost_on(torch.device(device))):
             chosen = [shard[int(index)] for index in batch]
             length = max(round(np.mean([example.num_tokens for example in chosen])), 2)
             found.append(rows_of([_as_long_as(example, length) for example in chosen], device))
@@ -117,23 +140,37 @@ class Bench:
     model: Any
     tokens: int
 
-    def score(self, examples: Sequence[Encoded], alone: bool) -> None:
+    def score(
+        self, examples: Sequence[Encoded], alone: bool, shard_size: int = SHARD_SIZE
+    ) -> ResponseStatistics:
         """Score without a cache."""
         pad = self.made.tokenizer.pad_token_id or 0
         options: dict[str, Any] = {"tokens_per_batch": self.tokens, "dtype": self.made.dtype}
-        score_examples(self.model, examples, alone=alone, pad_id=pad, **options)
+        options["shard_size"] = shard_size
+        return score_examples(self.model, examples, alone=alone, pad_id=pad, **options)
 
-    def contenders(self, examples: Sequence[Encoded]) -> dict[str, Callable[[], float]]:
+    def parts(self, count: int) -> dict[str, list[Encoded]]:
+        """What a pass runs: examples of all subsets, their responses alone, and one subset."""
+        examples = self.made.examples(count)
+        one = next(iter(self.made.subsets.values())).encoded[:count]
+        return {
+            "given the prompt": examples,
+            "alone": alone_examples(examples),
+            "one subset": list(one),
+        }
+
+    def contenders(self, parts: dict[str, list[Encoded]]) -> dict[str, Callable[[], float]]:
         """Scoring by metric, and the bare passes by kind and layout."""
 
         def timed(work: Callable[[], object]) -> Callable[[], float]:
             return lambda: self.made.seconds(work)
 
+        examples, one = parts["given the prompt"], parts["one subset"]
         found = {
             "score loss": timed(lambda: self.score(examples, alone=False)),
+            "score one subset": timed(lambda: self.score(one, alone=False)),
             "score ifd": timed(lambda: self.score(examples, alone=True)),
         }
-        parts = {"given the prompt": list(examples), "alone": alone_examples(examples)}
         for name, part in parts.items():
             asked = [example for example in part if example.response_tokens]
             for layout, make in {"equal": equal_rows, "even": even_rows}.items():
@@ -143,13 +180,83 @@ class Bench:
                 )
         return found
 
-    def memory(self, examples: Sequence[Encoded]) -> list[float]:
-        """MiB at the highest after scoring the examples, and after four times as many."""
-        peaks = []
-        for times in (1, 1, 4):  # the allocator settles in the first
-            self.score([example for _ in range(times) for example in examples], alone=False)
-            peaks.append(peak_mebibytes(self.made.device))
-        return peaks[1:]
+    def against(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Seconds of the three scores, ours and the released code's, which must agree."""
+        code, tokenizer = released.load(options.released), self.made.tokenizer
+        pairs = released.pairs(code, texts(options.quick), tokenizer, options.max_length)
+        pairs = pairs[: options.examples]
+        found: dict[str, Any] = {}
+
+        def theirs() -> None:
+            found["theirs"] = released.scores(code, pairs, self.model, tokenizer, self.made.dtype)
+
+        def ours() -> None:
+            found["ours"] = self.score([pair.ours for pair in pairs], alone=True)
+            for metric in released.METRICS:
+                difficulty_scores(metric, found["ours"])
+
+        contenders = {
+            THEIRS: lambda: self.made.seconds(theirs),
+            OURS: lambda: self.made.seconds(ours),
+        }
+        measured = common.interleaved(contenders, options.rounds)
+        return {
+            "measured": measured,
+            "examples": len(pairs),
+            "ratio": common.ratio(measured[THEIRS], measured[OURS]),
+            "difference": released.difference(found["ours"], found["theirs"], self.made.dtype),
+        }
+
+    def peak(self, times: int) -> float:
+        """MiB at the highest after scoring so many shards of the same lengths."""
+        shard = self.made.examples(MEMORY_SHARD)
+        examples = [_copy(example) for _ in range(times) for example in shard]
+        self.score(examples, alone=True, shard_size=MEMORY_SHARD)
+        return peak_mebibytes(self.made.device)
+
+
+def texts(quick: bool) -> list[tuple[str, str]]:
+    """Instruction and output of records of all subsets in turn."""
+    subsets = (material._made_up() if quick else material._of_asset()).values()
+    queues = [[(_last(row["prompt"]), _last(row["completion"])) for row in s] for s in subsets]
+    rows = range(max(map(len, queues)))
+    return [queue[row] for row in rows for queue in queues if row < len(queue)]
+
+
+def _last(messages: Sequence[dict[str, str]]) -> str:
+    return messages[-1]["content"]
+
+
+def _copy(example: Encoded) -> Encoded:
+    """The same example in memory of its own."""
+    fields = (example.input_ids, example.labels, example.alone_ids, example.alone_labels)
+    return Encoded(*(None if field is None else field.copy() for field in fields))
+
+
+def bytes_of_an_example(examples: Sequence[Encoded]) -> float:
+    """Memory that one encoded example takes."""
+    tracemalloc.start()
+    held = [_copy(example) for example in examples]
+    found = tracemalloc.get_traced_memory()[0] / len(held)
+    tracemalloc.stop()
+    return found
+
+
+def peaks(bench: Bench, options: argparse.Namespace) -> list[float]:
+    """MiB by number of shards, each in a new process; with ``--quick`` one after another in this.
+
+    What one process has held says nothing of what it needs: the allocator keeps what it had.
+    """
+    if options.quick:
+        return [bench.peak(times) for times in MEMORY_TIMES]
+    found = []
+    for times in MEMORY_TIMES:
+        words = [sys.executable, __file__, "--peak", str(times), "--model", options.model]
+        words += ["--device", options.device, "--max-length", str(options.max_length)]
+        words += ["--tokens", str(options.tokens)]
+        done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+        found.append(float(done.stdout))
+    return found
 
 
 def peak_mebibytes(device: str) -> float:
@@ -167,7 +274,7 @@ def limits(measured: dict[str, list[float]]) -> dict[str, list[float]]:
         name: min(
             (f"bare {name}, {layout}" for layout in ("equal", "even")), key=middle.__getitem__
         )
-        for name in PASSES["ifd"]
+        for name in {name for names in PASSES.values() for name in names}
     }
     return {
         metric: [sum(parts) for parts in zip(*(measured[best[n]] for n in names), strict=True)]
@@ -175,13 +282,14 @@ def limits(measured: dict[str, list[float]]) -> dict[str, list[float]]:
     }
 
 
-def padding(examples: Sequence[Encoded], tokens: int) -> float:
-    """Padded tokens of scoring's batches over real ones."""
+def padding(examples: Sequence[Encoded], tokens: int, device: str) -> float:
+    """Padded tokens of scoring's batches over real ones, where no beginning is shared."""
+    cost = batch_cost_on(torch.device(device))
     padded = real = 0
     for start in range(0, len(examples), SHARD_SIZE):
         lengths = np.array([e.num_tokens for e in examples[start : start + SHARD_SIZE]])
         real += int(lengths.sum())
-        padded += sum(len(b) * int(lengths[b].max()) for b in plan_batches(lengths, tokens))
+        padded += sum(len(b) * int(lengths[b].max()) for b in plan_batches(lengths, tokens, cost))
     return padded / real
 
 
@@ -196,11 +304,14 @@ def report(result: dict[str, Any]) -> None:
     common.table(["metric", "score / bare", "of the rounds"], rows)
     for name, value in result["padding"].items():
         common.say(f"{name}: {result['tokens'][name]:,} tokens, padded tokens / tokens {value:.3f}")
-    once, fourfold = result["peak_mebibytes"]
-    common.say(
-        f"peak memory: {once:,.0f} MiB for {result['examples']} examples, "
-        f"{fourfold:,.0f} MiB for {4 * result['examples']}"
-    )
+    once, often = result["peak_mebibytes"]
+    few, many = (MEMORY_SHARD * times for times in MEMORY_TIMES)
+    common.say(f"peak memory: {once:,.0f} MiB for {few} examples, {often:,.0f} MiB for {many}")
+    common.say(f"an example in memory: {result['bytes_of_an_example']:,.0f} bytes")
+    if "scores_of_both" in result:
+        found = result["scores_of_both"]
+        times = ", ".join(f"{n} {s:.3f} s" for n, s in common.medians(found["measured"]).items())
+        common.say(f"{found['examples']} examples: {times}; {found['difference']:.1g} apart")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -208,26 +319,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = material.parser(str(__doc__).partition("\n")[0])
     parser.add_argument("--examples", type=int, help="examples that are scored (256)")
     parser.add_argument("--tokens", type=int, default=4096, help="padded tokens of a batch")
+    parser.add_argument("--released", type=Path, metavar="PATH", help="a checkout of that code")
+    parser.add_argument("--peak", type=int, metavar="SHARDS", help="print peak memory, no more")
     options = parser.parse_args(argv)
     options.examples = options.examples or (16 if options.quick else 256)
     options.rounds = options.rounds or (1 if options.quick else 5)
     made = material.make(options)
     bench = Bench(made, made.model().eval(), options.tokens)
+    if options.peak:
+        common.say(str(bench.peak(options.peak)))
+        return
     result = material.facts("scoring", options, made)
-    examples = made.examples(options.examples)
-    result["peak_mebibytes"] = bench.memory(examples)
-    result["measured"] = measured = common.interleaved(bench.contenders(examples), options.rounds)
+    parts = bench.parts(options.examples)
+    result["peak_mebibytes"] = peaks(bench, options)
+    result["bytes_of_an_example"] = bytes_of_an_example(parts["given the prompt"])
+    result["measured"] = measured = common.interleaved(bench.contenders(parts), options.rounds)
     result["ratios"] = {}
     for metric, limit in limits(measured).items():
         low, high = common.spread(measured[f"score {metric}"], limit)
         ratio = common.ratio(measured[f"score {metric}"], limit)
         result["ratios"][metric] = {"ratio": ratio, "low": low, "high": high}
-    parts = {"given the prompt": examples, "alone": alone_examples(examples)}
     result["tokens"] = {n: sum(e.num_tokens for e in part) for n, part in parts.items()}
-    result["padding"] = {n: padding(part, options.tokens) for n, part in parts.items()}
+    result["padding"] = {
+        n: padding(part, options.tokens, options.device) for n, part in parts.items()
+    }
+    if options.released:
+        result["scores_of_both"] = bench.against(options)
     report(result)
     if options.json:
         common.write(options.json, {**result, "tokens_per_batch": options.tokens})
+    if "scores_of_both" in result:
+        common.say(f"released {result['scores_of_both']['ratio']:.2f}")
     for metric, found in result["ratios"].items():
         common.say(f"{'scoring' if metric == 'ifd' else metric} {found['ratio']:.3f}")
 

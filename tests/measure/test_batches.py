@@ -1,22 +1,80 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hbo.measure.batches import collate, plan_batches
+from hbo.measure.batches import (
+    ACCELERATOR_BATCH_COST,
+    BATCH_COST,
+    batch_cost_on,
+    collate,
+    plan_batches,
+)
 from hbo.measure.examples import IGNORED, Encoded
 from tests.measure.cases import random_examples
 
 
-@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 200))
-def test_batches_hold_every_index_once_within_the_budget(lengths, budget):
-    batches = plan_batches(lengths, budget)
+def cost(batches, lengths, batch_cost):
+    """Padded tokens, and what the batches cost besides."""
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    return padded + batch_cost * len(batches)
+
+
+def cheapest(lengths, budget, batch_cost):
+    """The least cost of all ways to cut the sorted row, each tried."""
+    row = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    found = []
+    for count in range(len(row)):
+        for cuts in combinations(range(1, len(row)), count):
+            ends = zip([0, *cuts], [*cuts, len(row)], strict=True)
+            batches = [row[start:stop] for start, stop in ends]
+            if all(len(b) == 1 or len(b) * lengths[b[0]] <= budget for b in batches):
+                found.append(cost(batches, lengths, batch_cost))
+    return min(found, default=0)
+
+
+@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 200), st.integers(0, 90))
+def test_batches_hold_every_index_once_within_the_budget(lengths, budget, batch_cost):
+    batches = plan_batches(lengths, budget, batch_cost)
     indices = [int(index) for batch in batches for index in batch]
     assert sorted(indices) == list(range(len(lengths)))
     for batch in batches:
         longest = max(lengths[index] for index in batch)
         assert len(batch) == 1 or len(batch) * longest <= budget
-    assert [lengths[i] for i in indices] == sorted(lengths, reverse=True)
+    # Longest first, and in the order of the row where lengths are equal.
+    assert indices == sorted(indices, key=lambda index: (-lengths[index], index))
+
+
+@given(
+    st.lists(st.integers(1, 12), max_size=9) | st.lists(st.sampled_from([3, 9]), max_size=9),
+    st.integers(1, 60),
+    st.integers(0, 30),
+)
+def test_no_way_to_cut_the_row_is_cheaper(lengths, budget, batch_cost):
+    batches = plan_batches(lengths, budget, batch_cost)
+    assert cost(batches, lengths, batch_cost) == cheapest(lengths, budget, batch_cost)
+
+
+def test_what_a_batch_costs_decides_how_much_is_padded():
+    lengths = [20] * 4 + [10] * 4
+    assert [len(batch) for batch in plan_batches(lengths, 1000, batch_cost=39)] == [4, 4]
+    assert [len(batch) for batch in plan_batches(lengths, 1000, batch_cost=41)] == [8]
+    assert batch_cost_on(torch.device("cpu")) == BATCH_COST
+    assert batch_cost_on(torch.device("cuda")) == ACCELERATOR_BATCH_COST
+
+
+def test_many_examples_have_next_to_no_padding():
+    lengths = np.random.default_rng(0).geometric(0.01, 20_000)
+    batches = plan_batches(lengths, 4096)
+    real = lengths.sum()
+    assert real <= sum(len(batch) * lengths[batch].max() for batch in batches) < 1.01 * real
+
+
+def test_an_overlong_example_is_alone():
+    assert [batch.tolist() for batch in plan_batches([4, 50, 4], 8)] == [[1], [0, 2]]
 
 
 def test_ties_keep_their_order():

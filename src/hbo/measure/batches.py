@@ -39,17 +39,30 @@ class Batch:
         )
 
 
-def plan_batches(lengths: ArrayLike, tokens_per_batch: int) -> list[IntArray]:
-    """Cut examples into batches of like length.
+BATCH_COST = 64
+"""What a batch costs before its first token, in padded tokens: measured on a CPU."""
+
+ACCELERATOR_BATCH_COST = 512
+"""The same elsewhere, by calculation: to read the weights takes as long as some 300 tokens (an
+H100's bf16 arithmetic over its bandwidth), and each layer's kernels have to be launched.
+"""
+
+
+def plan_batches(
+    lengths: ArrayLike, tokens_per_batch: int, batch_cost: int = BATCH_COST
+) -> list[IntArray]:
+    """Cut examples into batches of like length, with little padding and few batches.
 
     Examples are sorted by length, longest first (what does not fit in memory fails at the start,
-    not after an hour) and, at equal length, by index; a batch is filled until its padded size, rows
-    x longest row, would exceed the budget. An example longer than the budget gets a batch of its
-    own.
+    not after an hour) and, at equal length, by index. Of all ways to cut that row into batches
+    whose padded size, rows x longest row, is within the budget, one is taken that has the fewest
+    padded tokens, each batch counted as ``batch_cost`` tokens more. An example longer than the
+    budget gets a batch of its own.
 
     Args:
         lengths: (n,) tokens of each example.
         tokens_per_batch: Padded tokens that one batch may hold.
+        batch_cost: Padded tokens that cost as much as one more batch.
 
     Returns:
         Arrays of indices into ``lengths``: each index once, in all.
@@ -58,20 +71,55 @@ def plan_batches(lengths: ArrayLike, tokens_per_batch: int) -> list[IntArray]:
         ValueError: The budget is not positive.
 
     Example:
-        >>> [batch.tolist() for batch in plan_batches([3, 9, 4, 4], tokens_per_batch=9)]
-        [[1], [2, 3], [0]]
+        >>> lengths = [30, 9, 29, 8, 8]
+        >>> [batch.tolist() for batch in plan_batches(lengths, 60, batch_cost=10)]
+        [[0, 2], [1, 3, 4]]
     """
     if tokens_per_batch < 1:
         raise ValueError(f"tokens_per_batch must be at least 1, got {tokens_per_batch}")
     sizes = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-sizes, kind="stable").astype(np.int64)
-    batches, start = [], 0
-    while start < len(order):
-        longest = max(int(sizes[order[start]]), 1)
-        stop = start + max(tokens_per_batch // longest, 1)
+    starts = _best_starts(np.maximum(sizes[order], 1), tokens_per_batch, batch_cost)
+    batches, stop = [], len(order)
+    while stop:
+        start = int(starts[stop])
         batches.append(order[start:stop])
-        start = stop
-    return batches
+        stop = start
+    return batches[::-1]
+
+
+def _best_starts(longest: IntArray, budget: int, batch_cost: int) -> IntArray:
+    """(n + 1,) for every first part of the row, where the last of its cheapest batches starts.
+
+    A batch need only start where the length changes, or be full: any other would take in one row
+    more at no cost. So few starts are tried for each stop, less than the budget's square root.
+
+    Args:
+        longest: (n,) positive lengths that nowhere rise.
+        budget: Padded tokens of a batch.
+        batch_cost: What a batch adds to its padded tokens.
+    """
+    count = len(longest)
+    changes = np.flatnonzero(np.diff(longest, prepend=0))
+    seen = np.searchsorted(changes, np.arange(count + 1))
+    least = np.zeros(count + 1, dtype=np.int64)
+    starts = np.zeros(count + 1, dtype=np.int64)
+    rows, full = longest.tolist(), 0
+    for stop in range(1, count + 1):
+        while full < stop - 1 and (stop - full) * rows[full] > budget:
+            full += 1
+        tried = changes[seen[full] : seen[stop]]
+        costs = least[tried] + (stop - tried) * longest[tried]
+        best, cost = full, int(least[full]) + (stop - full) * rows[full]
+        if len(tried) and costs.min() < cost:
+            best, cost = int(tried[costs.argmin()]), int(costs.min())
+        least[stop], starts[stop] = cost + batch_cost, best
+    return starts
+
+
+def batch_cost_on(device: torch.device) -> int:
+    """What a batch costs before its first token, in padded tokens."""
+    return BATCH_COST if device.type == "cpu" else ACCELERATOR_BATCH_COST
 
 
 def collate(examples: Sequence[Encoded], pad_id: int) -> Batch:
@@ -131,6 +179,7 @@ class TokenBudget:
         work: Callable[[list[Encoded]], Found],
         *,
         together: bool = False,
+        batch_cost: int = BATCH_COST,
     ) -> Iterator[tuple[IntArray, Found]]:
         """Do some work on every example, in batches that memory holds.
 
@@ -139,6 +188,7 @@ class TokenBudget:
             work: Called with the examples of a batch; when memory runs out in it, it is called
                 again with the halves, so it must leave nothing behind when it fails.
             together: All ranks do this work together: none can go on with batches of its own.
+            batch_cost: As for ``plan_batches``.
 
         Yields:
             Indices into ``encoded`` and what ``work`` gave for them.
@@ -146,7 +196,8 @@ class TokenBudget:
         Raises:
             OutOfMemory: A single example is too much, or ranks work together.
         """
-        waiting = deque(plan_batches([example.num_tokens for example in encoded], self.tokens))
+        lengths = [example.num_tokens for example in encoded]
+        waiting = deque(plan_batches(lengths, self.tokens, batch_cost))
         while waiting:
             indices = waiting.popleft()
             examples = [encoded[int(index)] for index in indices]
@@ -156,7 +207,7 @@ class TokenBudget:
                 try:
                     found = work(examples)
                 except (torch.OutOfMemoryError, RuntimeError) as error:
-                    if not _is_out_of_memory(error):
+                    if not is_out_of_memory(error):
                         raise
                     self._shrink(size, len(examples), together, error)
                     failed = True
@@ -185,7 +236,8 @@ class TokenBudget:
         )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator of any device gave up."""
     # The allocators of CPUs, of Apple's GPUs and of cuBLAS have no exception type of their own.
     words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

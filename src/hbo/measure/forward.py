@@ -13,6 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from hbo.measure.batches import Batch
 from hbo.measure.examples import IGNORED
+from hbo.measure.prefix import Prefix, may_be_cut, prefix_of
 
 LOGITS_PER_CHUNK = 2**24
 """Logits that are cast to fp32 at a time: 64 MiB."""
@@ -49,7 +50,7 @@ def autocasting(
     return torch.autocast(device.type, dtype=dtype, cache_enabled=False)
 
 
-def token_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
+def token_losses(model: nn.Module, batch: Batch, prefix: Prefix | None = None) -> torch.Tensor:
     """Negative log-likelihood of every labelled token of a batch.
 
     The language-model head sees only the hidden states that predict a labelled token: a hook on the
@@ -63,6 +64,7 @@ def token_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
     Args:
         model: A Transformers causal language model, PEFT-wrapped or patched by TRL or not.
         batch: (B, T) tensors on the model's device.
+        prefix: What precedes every row of the batch (``run_prefix``).
 
     Returns:
         (M,) nats, fp32, of the M tokens with a label, row by row.
@@ -81,13 +83,33 @@ def token_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
     targets = batch.labels[:, 1:]
     predicting = targets != IGNORED
     module = bare_model(model)
+    options = {"attention_mask": batch.attention_mask, "use_cache": False}
+    if prefix is not None:
+        options = prefix.inputs(batch.attention_mask)
     with _head_sees(module, predicting) as picked:
-        logits = module(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).logits
+        logits = module(input_ids=batch.input_ids, **options).logits
     if not picked:
         logits = _predicting_states(logits, predicting)
     return _chunked_losses(logits.flatten(0, -2), targets[predicting].to(logits.device))
+
+
+def run_prefix(model: nn.Module, ids: torch.Tensor) -> Prefix | None:
+    """Run what many rows begin with once, for ``token_losses`` of what follows it in each.
+
+    Args:
+        model: As for ``token_losses``, in the same mode and precision.
+        ids: (1, p) tokens on the model's device.
+
+    Returns:
+        ``None`` where the model may give other losses so (``may_be_cut``, ``prefix_of``).
+    """
+    module = bare_model(model)
+    if not may_be_cut(module):
+        return None
+    nothing = torch.zeros_like(ids[:, 1:], dtype=torch.bool)
+    with _head_sees(module, nothing):
+        output = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+    return prefix_of(output, ids.shape[1])
 
 
 @contextmanager

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from hbo.difficulty.metrics import ResponseStatistics
-from hbo.measure.batches import TokenBudget, collate
+from hbo.measure.batches import TokenBudget, batch_cost_on, collate, is_out_of_memory
 from hbo.measure.examples import Encoded
-from hbo.measure.forward import autocasting, bare_model, device_of, token_losses
+from hbo.measure.forward import autocasting, bare_model, device_of, run_prefix, token_losses
+from hbo.measure.prefix import Prefix, after_prefix, shared_length
 from hbo.measure.sharding import probed_together
 from hbo.measure.undisturbed import undisturbed
 from hbo.mixture import FloatArray, IntArray
@@ -85,10 +86,13 @@ def response_losses(
     pad_id: int = 0,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    share_prefix: bool = False,
 ) -> FloatArray:
     """One pass of ``response_statistics``: (N,) nats per response token, NaN where there is none.
 
-    Of a sharded model all ranks call it together, with the same examples.
+    With ``share_prefix``, a beginning that all examples share is run once, where that saves enough
+    and the model allows it. Of a sharded model all ranks call it together, with the same examples;
+    nothing is shared then.
 
     Raises:
         EnvironmentProblem: Memory does not hold a single example, or, of a sharded model, a batch.
@@ -101,8 +105,14 @@ def response_losses(
     # Not inference_mode: a buffer that a model makes on the way (a rotary table grown to a longer
     # sequence) would stay behind as an inference tensor, which no later backward pass accepts.
     with undisturbed(model, gradients=False), torch.no_grad():
+        prefix = _shared_prefix(model, examples, dtype) if share_prefix and not together else None
+        if prefix is not None:
+            examples = [after_prefix(example, prefix.length) for example in examples]
         for indices, found in budget.run(
-            examples, lambda batch: _mean_losses(model, batch, pad_id, dtype), together=together
+            examples,
+            lambda batch: _mean_losses(model, batch, pad_id, dtype, prefix),
+            together=together,
+            batch_cost=batch_cost_on(device_of(bare_model(model))),
         ):
             losses[measurable[indices]] = found
             done += len(indices)
@@ -122,13 +132,35 @@ def alone_examples(encoded: Sequence[Encoded]) -> list[Encoded]:
     return [example.alone or Encoded(empty, empty) for example in encoded]
 
 
+def _shared_prefix(
+    model: nn.Module, examples: Sequence[Encoded], dtype: torch.dtype | None
+) -> Prefix | None:
+    """What all examples begin with, run once; ``None`` where that does not pay or cannot be."""
+    length = shared_length(examples)
+    if not length:
+        return None
+    device = device_of(bare_model(model))
+    ids = np.asarray(examples[0].input_ids[:length], dtype=np.int64)
+    try:
+        with autocasting(device, dtype):
+            return run_prefix(model, torch.from_numpy(ids)[None].to(device))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None  # the first batch says it, with its size
+
+
 def _mean_losses(
-    model: nn.Module, examples: Sequence[Encoded], pad_id: int, dtype: torch.dtype | None
+    model: nn.Module,
+    examples: Sequence[Encoded],
+    pad_id: int,
+    dtype: torch.dtype | None,
+    prefix: Prefix | None,
 ) -> FloatArray:
     device = device_of(bare_model(model))
     batch = collate(examples, pad_id).to(device)
     with autocasting(device, dtype):
-        losses = token_losses(model, batch)
+        losses = token_losses(model, batch, prefix)
     counts = response_token_counts(examples)
     ends = np.cumsum(counts)
     # One segment per example, summed in fp64, so that a NaN stays with the example it came from.

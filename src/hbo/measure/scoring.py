@@ -54,7 +54,8 @@ def score_examples(
     whole or not at all, as soon as it is measured. So a killed run goes on where it was, another
     model, template or length limit never meets stale numbers, a metric that needs the same pass
     finds it done, and of appended data only the new is measured. A damaged file is measured again,
-    with a notice.
+    with a notice. A beginning that all examples of a shard share (a system prompt) is run once,
+    where that saves enough and the model allows it.
 
     Several ranks share the shards that the cache of rank 0 lacks. Shards, and the batches inside
     them, do not depend on the ranks, so neither does a score: it is the same bit for bit on ranks
@@ -65,7 +66,7 @@ def score_examples(
     Args:
         model: The scoring model, or a function that loads it, called only if something is to be
             done, and only on ranks that have a part in it.
-        encoded: N examples, the same on all ranks.
+        encoded: N examples, the same on all ranks; read a shard at a time, so they may be lazy.
         alone: Also the pass over the response alone (its shards are kept apart from the others).
         cache_dir: Folder of the cache, made if need be; ``None``: nothing is kept.
         key: What the losses depend on besides the tokens: ``scoring_fingerprint``.
@@ -103,35 +104,42 @@ def score_examples(
     )
     total = len(encoded) * (2 if alone else 1)
 
-    def losses(examples: Sequence[Encoded], kind: str, offset: int) -> FloatArray:
+    def losses(kind: str, take: _Take, offset: int) -> FloatArray:
         def report(done: int) -> None:
             if progress is not None:
                 progress(offset + done, total)
 
-        return scorer.losses(examples, kind, report)
+        return scorer.losses(kind, len(encoded), take, report)
+
+    def take_alone(place: slice) -> Sequence[Encoded]:
+        return alone_examples(encoded[place])
 
     return ResponseStatistics(
-        loss=losses(encoded, "response", 0),
-        alone_loss=losses(alone_examples(encoded), "alone", len(encoded)) if alone else None,
+        loss=losses("response", encoded.__getitem__, 0),
+        alone_loss=losses("alone", take_alone, len(encoded)) if alone else None,
         response_tokens=response_token_counts(encoded).astype(np.float64),
     )
 
 
+_Take = Callable[[slice], Sequence[Encoded]]
+"""Reads the examples of one shard, anew each time they are needed."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Shard:
-    """Examples that are measured and kept together, from ``start`` on in the order of all."""
+    """Examples that are measured and kept together, from ``start`` on in the order of all.
+
+    It does not hold them, so that no more than a shard of a lazy sequence is in memory.
+    """
 
     start: int
-    examples: Sequence[Encoded]
+    count: int
+    tokens: int
     path: Path | None
 
     @property
     def place(self) -> slice:
-        return slice(self.start, self.start + len(self.examples))
-
-    @property
-    def tokens(self) -> int:
-        return sum(example.num_tokens for example in self.examples)
+        return slice(self.start, self.start + self.count)
 
 
 @dataclass
@@ -149,25 +157,25 @@ class _Scorer:
     ranks: Ranks
 
     def losses(
-        self, encoded: Sequence[Encoded], kind: str, report: Callable[[int], None]
+        self, kind: str, total: int, take: _Take, report: Callable[[int], None]
     ) -> FloatArray:
-        shards = self._shards(encoded, kind)
-        losses, known = self._known(shards, len(encoded))
+        shards = self._shards(kind, total, take)
+        losses, known = self._known(shards, total)
         missing = [shard for shard, is_known in zip(shards, known, strict=True) if not is_known]
         # Shards of like cost in one round; the longest first, as memory fails soon if it fails.
         missing.sort(key=lambda shard: shard.tokens, reverse=True)
-        done = len(encoded) - sum(len(shard.examples) for shard in missing)
+        done = total - sum(shard.count for shard in missing)
         elsewhere: list[tuple[_Shard, FloatArray]] = []
 
         def measure(shard: _Shard) -> FloatArray:
             self._keep(elsewhere)
-            return self._measure(shard, lambda more: report(done + more))
+            return self._measure(shard, take(shard.place), lambda more: report(done + more))
 
         report(done)
-        dealt = self.ranks.deal(missing, lambda shard: len(shard.examples), measure)
+        dealt = self.ranks.deal(missing, lambda shard: shard.count, measure)
         for number, (shard, values) in enumerate(dealt):
             losses[shard.place] = values
-            done += len(shard.examples)
+            done += shard.count
             report(done)
             if number % self.ranks.world_size:
                 elsewhere.append((shard, values))
@@ -181,11 +189,12 @@ class _Scorer:
                 _write(shard.path, values)
         elsewhere.clear()
 
-    def _shards(self, encoded: Sequence[Encoded], kind: str) -> list[_Shard]:
+    def _shards(self, kind: str, total: int, take: _Take) -> list[_Shard]:
         shards = []
-        for start in range(0, len(encoded), self.shard_size):
-            examples = encoded[start : start + self.shard_size]
-            shards.append(_Shard(start, examples, self._path(examples, kind)))
+        for start in range(0, total, self.shard_size):
+            examples = take(slice(start, min(start + self.shard_size, total)))
+            tokens = sum(example.num_tokens for example in examples)
+            shards.append(_Shard(start, len(examples), tokens, self._path(examples, kind)))
         return shards
 
     def _known(self, shards: Sequence[_Shard], count: int) -> tuple[FloatArray, FloatArray]:
@@ -203,14 +212,17 @@ class _Scorer:
         values = self.ranks.combine(count + len(shards), fill)
         return values[:count], values[count:]
 
-    def _measure(self, shard: _Shard, report: Callable[[int], None]) -> FloatArray:
+    def _measure(
+        self, shard: _Shard, examples: Sequence[Encoded], report: Callable[[int], None]
+    ) -> FloatArray:
         losses = response_losses(
             self._loaded(),
-            shard.examples,
+            examples,
             tokens_per_batch=self.tokens_per_batch,
             pad_id=self.pad_id,
             dtype=self.dtype,
             progress=lambda done, _total: report(done),
+            share_prefix=True,
         )
         if shard.path is not None:
             _write(shard.path, losses)
@@ -296,7 +308,7 @@ def _read(shard: _Shard, notice: Notice) -> FloatArray | None:
         return None
     except (OSError, UnicodeDecodeError):
         text = ""
-    count = len(shard.examples)
+    count = shard.count
     try:
         values = json.loads(text)
         if values["schema"] == SCHEMA and values["sha256"] == _checksum(values["losses"]):
