@@ -173,8 +173,7 @@ class Bench:
     @cached_property
     def every(self) -> int:
         """One step in how many shows its norms, in an interval of whole steps."""
-        cells = int((self.mixture.mixture.sizes > 0).sum())
-        return steps_apart(self.tuning == "lora", cells, self.whole_batch, self.interval)
+        return steps_apart(self.tuning == "lora", self.interval)
 
     def fill(self, balancer: Balancer) -> None:
         """Let the tables hold as many values as an interval of whole steps shows."""
@@ -222,7 +221,7 @@ class Bench:
         if kind == OBSERVED:
             self.fill(engine.balancer)
             engine.balancer.observations.gather()
-            todo = list(lacking(engine.balancer, probe, model, wanted))
+            todo = list(lacking(engine.balancer, probe, model, wanted, engine.options.top_up))
         forward = backward = np.empty(0, np.int64)
         for names, cells in todo:
             if names - {GRADIENT_NORM}:

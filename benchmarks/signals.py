@@ -66,7 +66,7 @@ class Watch:
         self.updates: list[dict[str, Any]] = []
 
     def __call__(
-        self, balancer: Any, probe: Any, model: Any, observed: frozenset[str]
+        self, balancer: Any, probe: Any, model: Any, observed: frozenset[str], share: float
     ) -> Iterator[Any]:
         """Measure, compare, and give what ``lacking`` gives."""
         seen = self._rewards(balancer, balancer.observations)
@@ -85,7 +85,7 @@ class Watch:
         probed = self._rewards(balancer, both)
         self.updates.append({"step": balancer.step, **compared(seen, probed, *halves)})
         common.say(row_of(self.updates[-1]))
-        yield from lacking(balancer, probe, model, observed)
+        yield from lacking(balancer, probe, model, observed, share)
 
     def _rewards(self, balancer: Any, observations: Observations) -> dict[str, Measured]:
         signals = observations.signals(balancer.step, balancer.draws)

@@ -12,8 +12,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from hbo.data.build import BuiltMixture
-from hbo.integrations.observed_norms import steps_apart, trains_adapters
+from hbo.integrations.observed_norms import trains_adapters
 from hbo.integrations.options import BalanceOptions
+from hbo.integrations.top_up import lacking
 from hbo.measure.examples import Encoded
 from hbo.measure.gradient_norm import norms_one_by_one
 from hbo.measure.taps import Scope
@@ -117,7 +118,7 @@ def test_measuring_changes_no_bit_of_the_training(make: Train) -> None:
 def test_cells_that_training_showed_too_little_are_topped_up(
     make: Train, built: BuiltMixture
 ) -> None:
-    options = BalanceOptions(probe_examples=12, measure_every=2)
+    options = BalanceOptions(probe_examples=12, measure_every=2, top_up=9.0)
     trainer = make(trainer={"balance": options}, max_steps=2, model=tiny_model())
     seen = observed(trainer)
     trainer.train()
@@ -178,10 +179,36 @@ def test_a_model_with_a_layer_without_a_rule_is_probed(make: Train) -> None:
 
 
 def test_how_many_steps_are_measured() -> None:
-    assert steps_apart(False, 32, 64, 200) == 10  # the paper's numbers: 40 examples a cell
-    assert steps_apart(False, 32, 8, 200) == 6
-    assert steps_apart(False, 32, 8, 20) == 1
-    assert steps_apart(True, 32, 64, 200) == 1
     model = tiny_model()
     assert not trains_adapters(model)
     assert trains_adapters(get_peft_model(model, LORA))
+
+
+def test_topping_up_keeps_to_its_share_and_begins_where_least_is_known(make: Train) -> None:
+    trainer = make(max_steps=1, model=tiny_model())
+    trainer.train()
+    balancer, engine = trainer.balancer, trainer.engine
+    wanted = frozenset({GRADIENT_NORM, PERPLEXITY_RATIO})
+    now = balancer.observations.signals(1, balancer.draws)
+    counts = {name: now.table(name).counts for name in wanted}
+    trained = 3 * 2 * 8  # work of an interval of two steps of eight
+
+    def chosen(share: float) -> dict[str, Any]:
+        found = lacking(balancer, engine.probe, trainer.model, wanted, share)
+        return {min(names): cells for names, cells in found}
+
+    everything = chosen(9.0)
+    assert {name: cells.sum() for name, cells in everything.items()} == {
+        name: (table < 2).sum() for name, table in counts.items()
+    }
+    some = chosen(0.5)
+    work = sum(
+        2 * cells.sum() * (3 if name == GRADIENT_NORM else 1) for name, cells in some.items()
+    )
+    assert 0.5 * trained - 6 < work <= 0.5 * trained
+    taken = [counts[name][cells] for name, cells in some.items()]
+    left = [counts[name][cells & ~some[name]] for name, cells in everything.items() if name in some]
+    assert np.concatenate(taken).max() <= np.concatenate(left).min()
+    assert chosen(0.0) == {}
+    again = chosen(0.5)
+    assert all((again[name] == cells).all() for name, cells in some.items())

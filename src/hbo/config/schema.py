@@ -129,6 +129,7 @@ class BalanceSection(PolicySection):
     unit: Literal["examples", "tokens"] = "examples"
     signals: Literal["observed", "probe"] = "observed"
     probe_examples: int = Field(8, ge=1, le=MOST)
+    top_up: float = Field(0.01, ge=0, le=MOST)
     measure_every: int | None = Field(None, ge=1, le=MOST)
     norm_scope: Literal["all", "blocks", "adapters"] | None = None
     resume: Literal["exact", "anew"] = "exact"

@@ -133,12 +133,8 @@ class Engine:
                 norms = NormObserver(self.options.scope, self._measures_now, self._probe_norms)
             else:
                 self._probe_norms(self._unmeasurable)
-        balancer = self.balancer
         self._measure_every = self.options.measure_every or steps_apart(
-            trains_adapters(model),
-            int((balancer.mixture.sizes > 0).sum()),
-            balancer.draws_per_step,
-            balancer.policy.interval,
+            trains_adapters(model), self.balancer.policy.interval
         )
         self.observer.watch(model, norms)
         check_probe(model, self.probed)
@@ -197,7 +193,7 @@ class Engine:
 
     def _measured_by(self) -> dict[str, Any]:
         """Options that decide what the rewards are measured on."""
-        names = ("signals", "probe_examples", "measure_every", "norm_scope")
+        names = ("signals", "probe_examples", "measure_every", "norm_scope", "top_up")
         return {name: getattr(self.options, name) for name in names}
 
     def stop(self) -> None:
@@ -261,7 +257,8 @@ class Engine:
         if not wanted - self.probed:
             return
         self.balancer.observations.gather(add_over_ranks)
-        for names, cells in lacking(self.balancer, self.probe, model, wanted - self.probed):
+        share, observed = self.options.top_up, wanted - self.probed
+        for names, cells in lacking(self.balancer, self.probe, model, observed, share):
             self._probe(model, names, cells)
 
     def _probe(

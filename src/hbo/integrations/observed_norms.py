@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 COST = 0.1
 """What norms add to a step of full fine-tuning, about, as a share of it (docs/performance.md)."""
-MOST_STEPS_APART = 10
+STEPS_APART = 10
 """So that they add a hundredth to the whole."""
-EXAMPLES_PER_CELL = 8
-"""Examples of an average cell that an interval should show the norms of."""
 SMALL_SHARE = 0.1
 """Up to this share of trained parameters (adapters), norms cost next to nothing."""
 
@@ -111,26 +109,18 @@ def trains_adapters(model: nn.Module) -> bool:
     return trained <= SMALL_SHARE * sum(size for _, size in sizes)
 
 
-def steps_apart(adapters: bool, cells: int, draws_per_step: int, interval: int) -> int:
+def steps_apart(adapters: bool, interval: int) -> int:
     """One step in how many to measure, where nobody says.
 
-    Each, where adapters are trained. Of a full fine-tuning as few as show an average cell
-    ``EXAMPLES_PER_CELL`` times in an interval, one in ``MOST_STEPS_APART`` at least.
-
     Args:
-        adapters: Whether only a small part of the model is trained.
-        cells: Cells that hold an example.
-        draws_per_step: Examples of an optimiser step, over all ranks.
-        interval: Optimiser steps between updates.
+        adapters: Whether only a small part of the model is trained: then each.
+        interval: Optimiser steps between updates, each of which should see some norms.
 
     Example:
-        >>> steps_apart(False, cells=32, draws_per_step=64, interval=200)
-        10
+        >>> steps_apart(False, 200), steps_apart(False, 5), steps_apart(True, 200)
+        (10, 5, 1)
     """
-    if adapters:
-        return 1
-    needed = math.ceil(EXAMPLES_PER_CELL * cells / draws_per_step)
-    return min(max(interval // needed, 1), MOST_STEPS_APART)
+    return 1 if adapters else min(STEPS_APART, interval)
 
 
 def unmeasurable(args: TrainingArguments) -> str | None:

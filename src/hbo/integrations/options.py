@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import get_args
 
@@ -24,8 +25,9 @@ class BalanceOptions:
         unit: What shares count: ``"examples"`` or ``"tokens"``.
         probe_examples: Examples of each subset that one probe measures, spread over its groups;
             observed, a cell that showed fewer than its part of them is measured on that many.
+        top_up: The most work that such a probe may do, as a share of an interval's training.
         measure_every: One training step in so many shows gradient norms; ``None``: each where
-            adapters are trained, else one in ten, or more if cells would be seen too rarely.
+            adapters are trained, else one in ten.
         norm_scope: Trained parameters that a gradient norm covers, ``"all"``, ``"blocks"`` or
             ``"adapters"``; ``None``: ``"all"`` where they are probed, ``"blocks"`` observed, since
             a fused loss goes around the output head.
@@ -39,6 +41,7 @@ class BalanceOptions:
     lag: int | None = None
     unit: str = "examples"
     probe_examples: int = 8
+    top_up: float = 0.01
     measure_every: int | None = None
     norm_scope: Scope | None = None
     seed: int | None = None
@@ -59,6 +62,9 @@ class BalanceOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"balance.{name} is {value}; at least 1")
+
+        if not 0.0 <= self.top_up < math.inf:
+            raise ConfigError(f"balance.top_up is {self.top_up}; at least 0")
 
     @property
     def observed(self) -> bool:

@@ -17,21 +17,31 @@ from hbo.signals import GRADIENT_NORM, PERPLEXITY_RATIO
 if TYPE_CHECKING:
     from hbo.policies.actor import BoolArray
 
+FORWARD, BOTH_WAYS = 1.0, 3.0
+"""Work on an example: a forward pass; a forward and a backward pass, as in training."""
+
 
 def lacking(
-    balancer: Balancer, probe: Probe, model: nn.Module, observed: frozenset[str]
+    balancer: Balancer,
+    probe: Probe,
+    model: nn.Module,
+    observed: frozenset[str],
+    share: float,
 ) -> Iterator[tuple[frozenset[str], BoolArray]]:
     """What a probe has to add to what was observed.
 
     A cell shows enough of a signal with as many values as the probe would take of it
-    (``examples_per_cell``, or all of a smaller cell). Signals that no probe can measure here stay
-    as they are: their cells are unknown, and the policy says what stands in.
+    (``examples_per_cell``, or all of a smaller cell). Where all that is missing would cost more
+    than its share, the cells with the fewest values come first, those alike in an order that every
+    rank knows. What is left, and signals that no probe can measure here, stay as they are: what is
+    known of their cells is what training showed, now or in an earlier interval.
 
     Args:
         balancer: Its observations are gathered: all ranks see the same tables.
         probe: Says how many examples.
         model: The model in training.
         observed: Signals that training shows.
+        share: The most work of it all, as a share of the interval's training.
 
     Yields:
         Signals, and the (K, G) cells to measure them on.
@@ -41,13 +51,30 @@ def lacking(
     losses = observed & LOSS_SIGNALS
     if probe.first_loss is None:
         losses -= {PERPLEXITY_RATIO}
-    for names in (losses, observed & {GRADIENT_NORM}):
-        if not names or not _can_be_probed(model, names):
-            continue
-        counts = np.min([now.table(name).counts for name in names], axis=0)
-        cells = counts < enough
+    kinds = [(losses, FORWARD), (observed & {GRADIENT_NORM}, BOTH_WAYS)]
+    kinds = [(names, work) for names, work in kinds if names and _can_be_probed(model, names)]
+    if not kinds:
+        return
+    counts = np.array([np.min([now.table(n).counts for n in names], axis=0) for names, _ in kinds])
+    costs = np.array([work * enough for _, work in kinds])
+    trained = BOTH_WAYS * balancer.policy.interval * balancer.draws_per_step
+    ties = np.random.default_rng([probe.seed % 2**64, balancer.step]).random(counts.size)
+    chosen = _fewest(counts, costs, counts < enough, ties, share * trained)
+    for (names, _), cells in zip(kinds, chosen, strict=True):
         if cells.any():
             yield names, cells
+
+
+def _fewest(
+    counts: np.ndarray, costs: np.ndarray, missing: BoolArray, ties: np.ndarray, budget: float
+) -> BoolArray:
+    """Of what is missing, what the budget allows, the fewest counts first."""
+    order = np.lexsort((ties, counts.ravel()))
+    order = order[missing.ravel()[order]]
+    affordable = order[np.cumsum(costs.ravel()[order]) <= budget]
+    chosen = np.zeros(counts.size, dtype=np.bool_)
+    chosen[affordable] = True
+    return chosen.reshape(counts.shape)
 
 
 def _can_be_probed(model: nn.Module, names: frozenset[str]) -> bool:

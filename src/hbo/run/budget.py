@@ -184,22 +184,20 @@ def signal_cost(
     updates = budget.steps // policy.interval if policy.needs else 0
     enough = np.minimum(mixture.sizes, math.ceil(balance.probe_examples / mixture.num_groups))
     subsets = int(np.minimum(mixture.subset_sizes, balance.probe_examples).sum())
-    shown = probabilities * budget.draws_per_step * policy.interval
-    cells = int((mixture.sizes > 0).sum())
-    every = balance.measure_every or steps_apart(
-        adapters, cells, budget.draws_per_step, policy.interval
-    )
-    losses = policy.needs & LOSS_SIGNALS
-    forward = backward = 0.0
-    if losses:
-        forward = enough.sum() if losses & probed else _topped_up(shown, enough)
-    if GRADIENT_NORM in probed:
-        backward = enough.sum()
-    elif GRADIENT_NORM in observed:
-        backward = _topped_up(shown / every, enough)
+    draws = budget.draws_per_step * policy.interval
+    every = balance.measure_every or steps_apart(adapters, policy.interval)
+    measured = GRADIENT_NORM in observed
+    # What is topped up, within its share of the work.
+    forward = _topped_up(probabilities * draws, enough) if observed & LOSS_SIGNALS else 0.0
+    backward = _topped_up(probabilities * draws / every, enough) if measured else 0.0
+    added = forward + BACKWARD * backward
+    within = min(1.0, balance.top_up * BACKWARD * draws / added) if added else 0.0
+    forward, backward = forward * within, backward * within
+    # What is probed whole.
+    forward += enough.sum() if probed & LOSS_SIGNALS else 0.0
+    backward += enough.sum() if GRADIENT_NORM in probed else 0.0
     backward += subsets * len(probed & WHOLE_SIGNALS)
     work = updates * (forward + BACKWARD * backward) / (BACKWARD * budget.draws)
-    measured = GRADIENT_NORM in observed
     return {
         "observed": sorted(observed),
         "probed": sorted(probed),

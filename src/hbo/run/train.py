@@ -324,6 +324,7 @@ def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
             lag=balance.lag,
             unit=balance.unit,
             probe_examples=balance.probe_examples,
+            top_up=balance.top_up,
             measure_every=balance.measure_every,
             norm_scope=balance.norm_scope,
             seed=config.seed,
