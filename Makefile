@@ -46,14 +46,16 @@ check: install
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/docs
 
-# Minutes to an hour, and only on an idle machine worth a word: docs/performance.md. The numbers go to
-# build/bench/*.json.
-BENCHMARKS := stream scoring norms overhead
+# An hour or more, and only on an idle machine worth a word: docs/performance.md. The numbers go to
+# build/bench/*.json. RELEASED=PATH: a checkout of the paper's code, to compare an update with.
+BENCHMARKS := stream scoring norms throughput growth signals overhead
 
 bench: install
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@for name in $(BENCHMARKS); do \
 		$(BIN)/python benchmarks/$$name.py --json build/bench/$$name.json $(ARGS) || exit 1; done
+	$(BIN)/python benchmarks/update.py --share 4 $(if $(RELEASED),--released $(RELEASED)) \
+		--json build/bench/update.json $(ARGS)
 
 # The same on a CUDA device, where a whole step of 64 examples is measured. ARGS="--model PATH" tries
 # another model.

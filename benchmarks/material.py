@@ -127,7 +127,7 @@ def make(options: argparse.Namespace) -> Material:
     if options.quick:
         folder, records = str(path(QUICK_MODEL)), _made_up()
     else:
-        folder, records = resolve_model(options.model), _of_asset()
+        folder, records = resolve_model(options.model), of_asset()
     from transformers import AutoTokenizer
 
     renderer = Renderer(AutoTokenizer.from_pretrained(folder), max_length=None)
@@ -156,7 +156,8 @@ def _encode(
     return EncodedSubset(tuple(short), np.arange(len(short)), np.array([], dtype=np.int64))
 
 
-def _of_asset() -> dict[str, list[dict[str, Any]]]:
+def of_asset() -> dict[str, list[dict[str, Any]]]:
+    """The records of ``RECORDS``, by subset."""
     folder, found = path("evals-demo"), {}
     for name, count in RECORDS.items():
         lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()

@@ -186,3 +186,153 @@ def test_rank_correlation_shares_ranks_among_ties(load):
     one, other = np.array([1.0, 2.0, 2.0, 5.0]), np.array([2.0, 3.0, 1.0, 9.0])
     # Ranks 1, 2.5, 2.5, 4 and 2, 3, 1, 4: a product sum of 3 about the means, squares 4.5 and 5.
     assert load("signals").spearman(one, other) == pytest.approx(3.0 / (4.5 * 5) ** 0.5)
+
+
+RELEASED = """
+import math
+from collections import OrderedDict
+
+import torch
+
+PROMPT_DICT = {"prompt_no_input": "Q: {instruction} A: "}
+
+
+class BaseActor(torch.nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.zeros(size))
+
+
+class DynaSampleTrainer:
+    def pretrain_data_actor(self):
+        print("not shown")
+
+    def update_inter_probabilities(self, model, step):
+        names = list(self.train_dataset.inter_probabilities)
+        rewards = [self.rewards(model, name, 4, self.compute_gradnorm_reward) for name in names]
+        pay = torch.tensor([sum(groups) for groups in rewards])
+        law = self.moved(self.inter_data_actor, self.inter_data_optimizer, pay)
+        return OrderedDict(zip(names, law))
+
+    def update_intra_probabilities(self, model, step, category):
+        pay = torch.tensor(self.rewards(model, category, 8, self.compute_diff_ppl_reward))
+        optimizer = self.intra_data_optimizers[category]
+        return OrderedDict(enumerate(self.moved(self.intra_data_actors[category], optimizer, pay)))
+
+    def rewards(self, model, name, batches, reward):
+        sample = self.train_dataset.sample_batch
+        return [
+            sum(reward(model, sample(2, name, group)) for _ in range(batches))
+            for group in range(self.difficulty_levels)
+        ]
+
+    def moved(self, actor, optimizer, pay):
+        for _ in range(self.data_optim_steps):
+            optimizer.zero_grad()
+            (-pay * actor.logits.log_softmax(0)).sum().backward()
+            optimizer.step()
+        return actor.logits.softmax(0).tolist()
+
+    def compute_gradnorm_reward(self, model, sample):
+        norms = []
+        for example in sample:
+            model.zero_grad()
+            ids = torch.tensor([example["input_ids"]])
+            model(input_ids=ids, labels=ids).loss.backward()
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            norms.append(SCALE * torch.nn.utils.get_total_norm(gradients).item())
+        return sum(norms) / len(norms)
+
+    def compute_diff_ppl_reward(self, model, sample):
+        ratios = []
+        for example in sample:
+            before = f"Q: {example['instruction']} A: "
+            ids = torch.tensor([self.tokenizer.encode(before + example["output"])])
+            labels = ids.clone()
+            labels[:, : len(self.tokenizer.encode(before))] = -100
+            with torch.no_grad():
+                loss = model(input_ids=ids, labels=labels).loss.item()
+            ratios.append(math.exp(loss) / example["model_ppl"])
+        return sum(ratios) / len(ratios)
+"""
+"""Stands in for the released code, which is not here: the same names, written for this test."""
+
+
+@pytest.fixture
+def released(tmp_path):
+    """A checkout with a stand-in; norms times ``scale``."""
+
+    def make(scale=1.0):
+        (tmp_path / "utils.py").write_text(RELEASED.replace("SCALE", str(scale)), encoding="utf-8")
+        return str(tmp_path)
+
+    return make
+
+
+def test_the_update_benchmark_compares_the_same_values(quick, released):
+    result, printed = quick("update", "--released", released())
+    assert printed[-1] == f"update {result['ratios']['ours']['ratio']:.2f}"
+    assert not any("not shown" in line for line in printed)
+    gaps = result["differences"]
+    assert max(gaps["gradient_norm"], gaps["perplexity_ratio"]) < 1e-4
+    assert gaps["probabilities"] < 1e-2
+    assert (result["counts"]["backward"], result["counts"]["forward"]) == (64, 128)
+    for side in ("released", "ours"):
+        parts = result["parts"][side][0]
+        assert sum(parts.values()) == pytest.approx(result["measured"][side][0])
+        assert all(seconds > 0 for seconds in parts.values())
+
+
+def test_the_update_benchmark_refuses_a_released_code_that_measures_something_else(quick, released):
+    with pytest.raises(RuntimeError, match="gradient_norm differ from the released code's"):
+        quick("update", "--released", released(scale=1.01))
+
+
+def test_the_update_benchmark_without_the_released_code_says_so(quick):
+    result, printed = quick("update")
+    assert printed[-1].startswith("update: not measured; give --released PATH")
+    assert result["ratios"] == {"released": {}, "ours": {}, "ours, default": {}}
+    assert set(result["measured"]) == {"ours", "ours, default", "floor"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--released", "nowhere"], "utils.py is not there"),
+        (["--share", "2"], "at least two subsets are measured"),
+    ],
+)
+def test_the_update_benchmark_says_what_it_needs(quick, options, said):
+    with pytest.raises(SystemExit, match=said):
+        quick("update", *options)
+
+
+def test_the_growth_benchmark_says_three_numbers_last(quick):
+    result, printed = quick("growth")
+    ratios = [row["ratios"]["norms"] for row in result["model"][-2:]]
+    step = result["subsets"][-1]["step"]
+    longest = result["length"][-1]["ratios"]["norms"]
+    assert printed[-3:] == [
+        f"step_ms_1000 {step:.3f}",
+        f"norms_largest {max(ratios):.3f}",
+        f"norms_longest {longest:.3f}",
+    ]
+    few, many = result["subsets"]
+    assert (few["subsets"], many["subsets"]) == (4, 1000)
+    assert many["bytes"] > 50 * few["bytes"]
+    assert [(row["model"], row["tuning"]) for row in result["model"]] == [
+        (model, tuning) for model in ("tiny", "small") for tuning in ("lora", "full")
+    ]
+    assert [row["examples"] * row["length"] for row in result["length"]] == [64, 64]
+
+
+def test_the_growth_benchmark_refuses_an_unknown_part(load, capsys):
+    with pytest.raises(SystemExit):
+        load("growth").main(["--parts", "subsets,width"])
+    assert "--parts: width; there are subsets, model, length" in capsys.readouterr().err
+
+
+def test_the_growth_benchmark_leaves_out_what_memory_does_not_hold(quick):
+    # 0.57 million parameters of 4 bytes; the same again for gradients, where all are trained.
+    result, _ = quick("growth", "--parts", "model", "--memory", "0.003")
+    assert [(row["model"], row["tuning"]) for row in result["model"]] == [("tiny", "lora")]
