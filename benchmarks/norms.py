@@ -1,12 +1,17 @@
-"""Gradient norms of single examples beside one backward pass each, and beside plain training.
+"""What gradient norms of single examples cost: in a training step, and in a probe.
 
     python benchmarks/norms.py [--quick] [--json FILE] [--model NAME] [--device cuda]
 
-The same examples go through `example_gradient_norms`, through `norms_one_by_one` (the slow,
-obvious way) and through a plain forward and backward pass in the same batches, which leaves
-gradients in the parameters as training does, without an optimiser step. Under LoRA and with all
-weights trained, in turn; the first two have to agree. The last line, `norms R`, is the cost of
-the norms over that of the plain passes, of the worse of the two tunings.
+The same batches go, in turn, through a plain training pass (forward and backward, without an
+optimiser step), through the same pass with the norms of its examples read off it
+(`TrainingNorms`), through a probe (`example_gradient_norms`) and through one backward pass for each
+example (`norms_one_by_one`), under LoRA and with all weights trained. In fp32 all norms have to
+agree. A norm covers all trained parameters (`all`) or, with all weights trained, all but those of
+embeddings and output head as well (`blocks`, what a full fine-tuning reads off by default).
+
+The last line, `norms R`, is a training pass with norms over a plain one, of the worse of LoRA
+(`all`) and full fine-tuning (`blocks`). It is what a *measured* step costs: one step in
+`measure_every` is. `probe R` before it is the cost of a probe over that of plain passes.
 """
 
 from __future__ import annotations
@@ -22,10 +27,13 @@ import torch
 
 from hbo.measure.batches import TokenBudget, collate
 from hbo.measure.examples import Encoded
-from hbo.measure.forward import token_losses
 from hbo.measure.gradient_norm import example_gradient_norms, norms_one_by_one
+from hbo.measure.taps import Scope
+from hbo.measure.training_norms import TrainingNorms
 
-NORMS, ONE_BY_ONE, PLAIN = "norms", "one by one", "plain"
+PLAIN, PROBE, ONE_BY_ONE = "plain", "probe", "one by one"
+SCOPES: dict[str, tuple[Scope, ...]] = {"lora": ("all",), "full": ("blocks", "all")}
+"""What the norms of a training pass cover; the first one is in the last line."""
 TOLERANCE = 1e-3
 """Relative, fp32: a benchmark of wrong numbers says nothing. The tests ask for more."""
 
@@ -39,20 +47,22 @@ class Bench:
         model: Loaded.
         examples: Whose norms are measured.
         tokens: Padded tokens of a batch.
+        scopes: What the norms of a training pass cover.
     """
 
     made: material.Material
     model: Any
     examples: Sequence[Encoded]
     tokens: int
+    scopes: tuple[Scope, ...]
 
     @property
     def pad_id(self) -> int:
         """Any id of the vocabulary."""
         return int(self.made.tokenizer.pad_token_id or 0)
 
-    def norms(self) -> np.ndarray:
-        """The fast way."""
+    def probe(self) -> np.ndarray:
+        """All norms, by passes of their own."""
         return example_gradient_norms(
             self.model,
             self.examples,
@@ -61,34 +71,52 @@ class Bench:
             dtype=self.made.dtype,
         )
 
-    def one_by_one(self) -> np.ndarray:
+    def one_by_one(self, scope: Scope = "all") -> np.ndarray:
         """The slow way."""
-        return norms_one_by_one(self.model, self.examples, dtype=self.made.dtype)
+        return norms_one_by_one(self.model, self.examples, scope=scope, dtype=self.made.dtype)
 
-    def plain(self) -> None:
-        """What training does with the same batches, up to the optimiser."""
+    def train(self, scope: Scope | None = None) -> np.ndarray:
+        """What training does with the same batches, and the norms if a scope is given."""
         self.model.train()
-        kind, dtype = self.made.device, self.made.dtype
-
-        def step(examples: list[Encoded]) -> None:
-            batch = collate(examples, self.pad_id).to(torch.device(kind))
-            with torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-                loss = token_losses(self.model, batch).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
-
-        for _ in TokenBudget(self.tokens).run(self.examples, step):
-            pass
+        norms = None if scope is None else TrainingNorms(self.model, scope)
+        found = np.zeros(len(self.examples))
+        for indices, values in TokenBudget(self.tokens).run(
+            self.examples, lambda examples: self._step(examples, norms)
+        ):
+            found[indices] = values
         self.model.zero_grad()
+        return found
+
+    def _step(self, examples: Sequence[Encoded], norms: TrainingNorms | None) -> np.ndarray:
+        kind, dtype = self.made.device, self.made.dtype
+        batch = collate(examples, self.pad_id).to(torch.device(kind))
+        inputs = {key: value for key, value in vars(batch).items() if value is not None}
+        measured = None if norms is None else norms.begin(len(examples))
+        with torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            output = self.model(**inputs, use_cache=False)
+        if measured is not None:
+            measured.watch(output, batch.labels)
+        output.loss.backward()
+        if norms is None or measured is None:
+            return np.zeros(len(examples))
+        norms.release()
+        return measured.norms().double().cpu().numpy()
 
     def contenders(self) -> dict[str, Callable[[], float]]:
         """Seconds of each way."""
-        works = {NORMS: self.norms, ONE_BY_ONE: self.one_by_one, PLAIN: self.plain}
+        works: dict[str, Callable[[], object]] = {PLAIN: self.train}
+        works |= {scope: lambda scope=scope: self.train(scope) for scope in self.scopes}
+        works |= {PROBE: self.probe, ONE_BY_ONE: self.one_by_one}
         return {name: lambda work=work: self.made.seconds(work) for name, work in works.items()}
 
     def difference(self) -> float:
-        """The largest relative difference between the fast way and the slow."""
-        fast, slow = self.norms(), self.one_by_one()
-        return float(np.max(np.abs(fast - slow) / slow))
+        """The largest relative difference of any norm from that of a backward pass of its own."""
+        worst = 0.0
+        for scope in self.scopes:
+            slow = self.one_by_one(scope)
+            for fast in (self.train(scope), *([self.probe()] if scope == "all" else [])):
+                worst = max(worst, float(np.max(np.abs(fast - slow) / slow)))
+        return worst
 
 
 def measure(bench: Bench, rounds: int) -> dict[str, Any]:
@@ -97,14 +125,13 @@ def measure(bench: Bench, rounds: int) -> dict[str, Any]:
     if bench.made.dtype is None and difference > TOLERANCE:
         raise RuntimeError(f"norms differ by {difference:.1e} from one backward pass each")
     measured = common.interleaved(bench.contenders(), rounds)
-    low, high = common.spread(measured[NORMS], measured[PLAIN])
+    ways = [name for name in measured if name != PLAIN]
     return {
         "measured": measured,
         "difference": difference,
-        "ratio": common.ratio(measured[NORMS], measured[PLAIN]),
-        "low": low,
-        "high": high,
-        "faster": common.ratio(measured[ONE_BY_ONE], measured[NORMS]),
+        "ratio": common.ratio(measured[bench.scopes[0]], measured[PLAIN]),
+        "ratios": {name: common.ratio(measured[name], measured[PLAIN]) for name in ways},
+        "spread": {name: common.spread(measured[name], measured[PLAIN]) for name in ways},
     }
 
 
@@ -113,12 +140,15 @@ def report(result: dict[str, Any]) -> None:
     rows = []
     for tuning, found in result["tunings"].items():
         middle = common.medians(found["measured"])
-        seconds = [f"{middle[name]:.3f}" for name in (PLAIN, NORMS, ONE_BY_ONE)]
-        spread = f"{found['low']:.3f} to {found['high']:.3f}"
-        ratios = [f"{found['ratio']:.3f}", spread, f"{found['faster']:.2f}"]
-        rows.append([tuning, *seconds, *ratios, f"{found['difference']:.1e}"])
-    heads = ["tuning", "plain, s", "norms, s", "one by one, s", "norms / plain", "of the rounds"]
-    common.table([*heads, "one by one / norms", "largest difference"], rows)
+        rows.append([tuning, PLAIN, f"{middle[PLAIN]:.3f}", "1", ""])
+        for name, ratio in found["ratios"].items():
+            low, high = found["spread"][name]
+            way = f"plain with norms, {name}" if name in SCOPES[tuning] else name
+            span = f"{low:.3f} to {high:.3f}"
+            rows.append([tuning, way, f"{middle[name]:.3f}", f"{ratio:.3f}", span])
+        common.say(f"{tuning}: largest relative difference {found['difference']:.1e}")
+    common.say()
+    common.table(["tuning", "passes", "seconds", "over plain", "of the rounds"], rows)
     common.say(f"{result['examples']} examples of {result['tokens']:,} tokens")
 
 
@@ -136,14 +166,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     result["tokens"] = sum(example.num_tokens for example in examples)
     result["tunings"] = {}
     for tuning in material.TUNINGS:
-        bench = Bench(made, made.model(tuning), examples, options.tokens_per_batch)
+        model = made.model(tuning)
+        bench = Bench(made, model, examples, options.tokens_per_batch, SCOPES[tuning])
         result["tunings"][tuning] = measure(bench, options.rounds)
     report(result)
     if options.json:
         common.write(options.json, result)
+    tunings = result["tunings"].values()
     for tuning, found in result["tunings"].items():
         common.say(f"{tuning} {found['ratio']:.3f}")
-    common.say(f"norms {max(found['ratio'] for found in result['tunings'].values()):.3f}")
+    common.say(f"probe {max(found['ratios'][PROBE] for found in tunings):.3f}")
+    common.say(f"norms {max(found['ratio'] for found in tunings):.3f}")
 
 
 if __name__ == "__main__":

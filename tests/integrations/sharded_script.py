@@ -23,8 +23,11 @@ from hbo.errors import HBOError
 from hbo.integrations.options import BalanceOptions
 from hbo.integrations.ranks import world
 from hbo.integrations.torch import BalancedLoop
+from hbo.measure.batches import collate
+from hbo.measure.examples import Encoded
 from hbo.measure.forward import bare_model
 from hbo.measure.probe import PROBED_SIGNALS, Probe
+from hbo.measure.training_norms import TrainingNorms
 from hbo.mixture import Mixture
 from hbo.policies import make_policy
 from hbo.signals import GRADIENT_NORM, LOSS
@@ -162,6 +165,49 @@ def undisturbed(wrap: Wrap) -> bool:
     return all(type(a) is type(b) and (a is None or torch.equal(a, b)) for a, b in pairs)
 
 
+def norms_of_training(wrap: Wrap, make: Wrap) -> dict[str, Any]:
+    """Norms of this rank's examples, of two micro-batches whose gradients are reduced together."""
+    model = wrap(make(tiny_model()).train())
+    norms, found, gradients = TrainingNorms(bare_model(model), "all"), [], []
+    for measuring in (False, True):
+        model.zero_grad()
+        for last in (False, True):
+            batch = vars(collate(norm_examples(world()[0], last), 0))
+            measured = norms.begin(len(batch["input_ids"])) if measuring else None
+            synchronise(model, last)
+            # Bare would do, but the wrapper's own forward is what trains.
+            outputs: list[Any] = []
+            hook = bare_model(model).register_forward_hook(
+                lambda _model, _args, output, seen=outputs: seen.append(output)
+            )
+            loss = model(**batch, use_cache=False).loss
+            hook.remove()
+            if measured is not None:
+                measured.watch(outputs[0], batch["labels"])
+            (loss * (world()[1] / 7)).backward()
+            norms.release()
+            if measured is not None:
+                found += measured.norms().tolist()
+        gradients.append([local(parameter.grad) for parameter in model.parameters()])
+    pairs = zip(*gradients, strict=True)
+    same = all(a is b is None or torch.equal(a, b) for a, b in pairs)
+    return {"norms": found, "same gradients": same}
+
+
+def norm_examples(rank: int, last: bool) -> list[Encoded]:
+    """Examples of one micro-batch of a rank."""
+    start = 4 * rank + 2 * last
+    return EXAMPLES[start : start + 2]
+
+
+def synchronise(model: Any, last: bool) -> None:
+    """Reduce gradients after the last micro-batch only."""
+    if isinstance(model, DistributedDataParallel):
+        model.require_backward_grad_sync = last  # as in its ``no_sync``
+    else:
+        model.set_requires_gradient_sync(last)
+
+
 def refusal(act: Callable[[], object]) -> str:
     """The one line of an error of ours."""
     try:
@@ -241,6 +287,10 @@ def main(folder: str) -> None:
             for engine, names in ENGINES.items()
         },
         "probes": {name: values(fsdp2(make(tiny_model()))) for name, make in MODELS.items()},
+        "norms of training": {
+            engine: {name: norms_of_training(wraps[engine], make) for name, make in MODELS.items()}
+            for engine in ("fsdp2", "ddp")
+        },
         "micro-batches": values(fsdp2(tiny_model()), tokens_per_batch=50),
         "sharded again": all(isinstance(p, DTensor) for p in gathered.parameters()),
         "undisturbed": {"fsdp2": undisturbed(fsdp2), "ddp": undisturbed(DistributedDataParallel)},

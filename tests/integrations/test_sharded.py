@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hbo.data.build import BuiltMixture
+from hbo.measure.gradient_norm import norms_one_by_one
 from hbo.signals import GRADIENT_NORM, LOSS
 from tests.integrations import sharded_script
 from tests.support.tiny import tiny_model
@@ -104,6 +105,20 @@ def test_every_signal_of_a_sharded_model_is_that_of_the_whole_model(
         assert_same_values(
             put_together([rank["micro-batches"] for rank in ranks]), put_together([expected])
         )
+
+
+@pytest.mark.parametrize("make", sharded_script.MODELS)
+@pytest.mark.parametrize("engine", ["fsdp2", "ddp"])
+def test_norms_of_training_on_two_ranks_are_those_of_each_example_alone(
+    ranks: list[dict[str, Any]], engine: str, make: str
+) -> None:
+    model = sharded_script.MODELS[make](tiny_model())
+    for number, rank in enumerate(ranks):
+        examples = [x for last in (0, 1) for x in sharded_script.norm_examples(number, bool(last))]
+        found = rank["norms of training"][engine][make]
+        alone = norms_one_by_one(model, examples, scope="all")
+        np.testing.assert_allclose(found["norms"], alone, rtol=1e-5)
+        assert np.ptp(alone) > 0 and found["same gradients"]
 
 
 def test_one_rank_hands_in_what_all_measured(ranks: list[dict[str, Any]]) -> None:

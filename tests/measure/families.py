@@ -21,6 +21,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from tests.measure.cases import VOCABULARY, random_examples
@@ -60,8 +62,13 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "mistral": (MistralForCausalLM, MistralConfig, _SIZES | {"sliding_window": 8}),
     "gpt2": (GPT2LMHeadModel, GPT2Config, _GPT2),
     "mixtral": (MixtralForCausalLM, MixtralConfig, _SIZES | {"num_local_experts": 4}),
+    "qwen3_moe": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig,
+        _SIZES | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    ),
 }
-COVERED = [name for name in FAMILIES if name != "mixtral"]
+COVERED = [name for name in FAMILIES if name not in ("mixtral", "qwen3_moe")]
 
 
 def family(name: str, tied: bool = False) -> Any:

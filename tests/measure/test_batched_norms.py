@@ -25,7 +25,9 @@ def lora(rank: int = 2, model=None, **settings):
         "init_lora_weights": False,
     }
     config = LoraConfig(**(defaults | settings))
-    return get_peft_model(tiny_model() if model is None else model, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return get_peft_model(tiny_model() if model is None else model, config)
 
 
 def only_linear_trained(bias: bool):

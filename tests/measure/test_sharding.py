@@ -119,6 +119,13 @@ def test_the_norm_of_parts_is_that_of_the_whole():
     assert total_norm([]) == 0
 
 
+@pytest.mark.parametrize("shape", [(4096, 1024), (2**22,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_of_millions_of_numbers_is_not_rounded_down(shape, dtype):
+    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert total_norm([numbers]) == pytest.approx(numbers.double().norm().item(), rel=1e-7)
+
+
 def test_no_probe_goes_through_a_trainers_backward():
     """DeepSpeed's ``accelerator.backward`` steps the optimiser too; ours is a loss's own."""
     found = []

@@ -16,7 +16,7 @@ from hbo.measure.training_norms import Measured, TrainingNorms
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-COST = 0.1
+COST = 0.12
 """What norms add to a step of full fine-tuning, about, as a share of it (docs/performance.md)."""
 STEPS_APART = 10
 """So that they add a hundredth to the whole."""

@@ -57,9 +57,9 @@ def batched_gradient_norms(
         batch = collate(examples, pad_id).to(device)
         # The head sees the states before response tokens only, those of all examples in one row.
         answers = (batch.labels[:, 1:] != IGNORED).sum(dim=1)
-        record = Record(coverage, Layout(len(examples)), Layout.one_row(answers))
+        record = Record(coverage, Layout(len(examples)), Layout.packed(answers))
         with ExitStack() as stack:
-            anchors = stack.enter_context(_anchored(module, coverage, len(examples)))
+            anchors = stack.enter_context(_anchored(module, coverage))
             stack.enter_context(tapped(record, coverage))
             with autocasting(device, dtype):
                 loss = _sum_of_means(module, batch)
@@ -77,19 +77,12 @@ def batched_gradient_norms(
 
 
 @contextmanager
-def _anchored(module: nn.Module, coverage: Coverage, rows: int) -> Iterator[list[torch.Tensor]]:
+def _anchored(module: nn.Module, coverage: Coverage) -> Iterator[list[torch.Tensor]]:
     """While open, the outputs of embeddings are where the backward pass ends.
 
-    Yields them, once the model has run. Positions that a model looks up once for the whole batch
-    (GPT-2) are looked up for each row, so that their gradients stay apart.
+    Yields them, once the model has run.
     """
     anchors: list[torch.Tensor] = []
-
-    def widen(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        ids = args[0] if args else None
-        if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.shape[0] == rows:
-            return None
-        return (ids.expand(rows, -1), *args[1:])
 
     def anchor(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
         anchors.append(output.detach().requires_grad_())
@@ -105,8 +98,6 @@ def _anchored(module: nn.Module, coverage: Coverage, rows: int) -> Iterator[list
     with ExitStack() as stack:
         for part in ends:
             stack.callback(part.register_forward_hook(anchor).remove)
-        for part in lookups:
-            stack.callback(part.register_forward_pre_hook(widen).remove)
         yield anchors
 
 

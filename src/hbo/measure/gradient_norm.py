@@ -180,9 +180,11 @@ def gradient_cosines(
                 model, batch, tokens_per_batch=tokens_per_batch, pad_id=pad_id, dtype=dtype
             )
             flat = torch.cat([whole(part).flatten().cpu() for part in gradient])
-            units[row] = flat / flat.norm()
-    cosines = (units @ units.T).double().numpy()
-    return np.asarray(np.clip(cosines, -1.0, 1.0), dtype=np.float64)
+            units[row] = flat / total_norm([flat])
+    cosines = np.zeros((len(batches), len(batches)))
+    for part in torch.split(units, 2**20, dim=1):  # a few MiB at a time in fp64
+        cosines += (part.double() @ part.double().T).numpy()
+    return np.clip(cosines, -1.0, 1.0)
 
 
 def _batch_gradient(

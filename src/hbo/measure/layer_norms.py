@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from hbo.measure.sharding import is_dtensor
 
 NUMBERS_AT_A_TIME = 2**26
-"""Numbers that the products of one layer may take at a time: 256 MiB in fp32."""
+"""Numbers that the rule of one layer may take at a time: 256 MiB in fp32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,47 +23,77 @@ class Layout:
 
     Args:
         count: Examples of the batch, B.
-        tokens: Tokens of the one row that holds all examples; ``None``: each has a row of its own.
-        positions: (B, T) places of each example's tokens in that row.
+        shape: Rows, and tokens of the fullest, where a row holds several examples; ``None``: each
+            has a row of its own.
+        rows: (B, 1) the row of each example.
+        positions: (B, T) places of each example's tokens in its row.
         mask: (B, T) 0 where an example has fewer tokens than T.
 
     Example:
-        >>> Layout.one_row(torch.tensor([1, 2])).take(torch.tensor([[[5.0], [6.0], [7.0]]])).mT
+        >>> Layout.packed(torch.tensor([1, 2])).take(torch.tensor([[[5.0], [6.0], [7.0]]])).mT
         tensor([[[5., 0.]],
         <BLANKLINE>
                 [[6., 7.]]])
     """
 
     count: int
-    tokens: int | None = None
+    shape: tuple[int, int] | None = None
+    rows: torch.Tensor | None = None
     positions: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    _last: list[tuple[Any, torch.Tensor]] = field(default_factory=list)
 
     @classmethod
-    def one_row(cls, lengths: torch.Tensor) -> Layout:
-        """Examples of given lengths (B,), one after the other in one row."""
-        longest = int(lengths.max()) if len(lengths) else 0
-        steps = torch.arange(longest, device=lengths.device)
-        mask = steps < lengths[:, None]
-        starts = lengths.cumsum(0) - lengths
-        positions = torch.where(mask, starts[:, None] + steps, 0)
-        return cls(len(lengths), int(lengths.sum()), positions, mask)
+    def packed(cls, lengths: torch.Tensor, rows: torch.Tensor | None = None) -> Layout:
+        """Examples that follow each other in one row, or in several.
 
-    def holds(self, tensor: torch.Tensor) -> bool:
-        """Whether a (B or 1, T, ...) tensor is laid out in this way."""
-        if tensor.ndim < 2 or self.tokens is None:
+        Args:
+            lengths: (B,) tokens of each.
+            rows: (B,) row of each, not descending, from 0; ``None``: all are in one.
+        """
+        rows = torch.zeros_like(lengths) if rows is None else rows.to(lengths.device)
+        steps = torch.arange(int(lengths.max()) if len(lengths) else 0, device=lengths.device)
+        mask = steps < lengths[:, None]
+        before = lengths.cumsum(0) - lengths
+        starts = before - before[torch.searchsorted(rows, rows)]
+        positions = torch.where(mask, starts[:, None] + steps, 0)
+        shape = (int(rows[-1]) + 1, int((starts + lengths).max())) if len(lengths) else (1, 0)
+        return cls(len(lengths), shape, rows[:, None], positions, mask)
+
+    def holds(self, tensor: torch.Tensor, missing: int = 0) -> bool:
+        """Whether a (rows, tokens, ...) tensor is laid out in this way, some tokens aside."""
+        if tensor.ndim < 2 or self.shape is None:
             return tensor.ndim >= 2 and tensor.shape[0] == self.count
-        # A collator may have padded the row.
-        return tensor.shape[0] == 1 and tensor.shape[1] >= self.tokens
+        # A collator may have padded the rows.
+        return tensor.shape[0] == self.shape[0] and tensor.shape[1] + missing >= self.shape[1]
 
     def take(self, tensor: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """(b, T, ...) the tokens of some examples, zero where an example has fewer."""
-        if self.positions is None or self.mask is None:
+        if self.rows is None or self.positions is None or self.mask is None:
             return tensor[start:stop]
-        positions, mask = self.positions[start:stop], self.mask[start:stop]
-        taken = tensor[0][positions.to(tensor.device)]
-        mask = mask.to(tensor.device).reshape(mask.shape + (1,) * (taken.ndim - 2))
-        return taken * mask
+        rows, positions, mask = (
+            part[start:stop].to(tensor.device) for part in (self.rows, self.positions, self.mask)
+        )
+        taken = tensor[rows, positions]
+        return taken * mask.reshape(mask.shape + (1,) * (taken.ndim - 2))
+
+    def length(self, tensor: torch.Tensor) -> int:
+        """Tokens of the longest example of a tensor, T."""
+        return tensor.shape[1] if self.mask is None else self.mask.shape[1]
+
+    def gram(self, inputs: torch.Tensor, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
+        """(b, T, T) products of each two tokens' inputs, kept for the next layer with the same."""
+        version, storage = inputs._version, (inputs.data_ptr(), inputs.shape, inputs.stride())
+        # The inputs are kept as well, or their memory could be another tensor's by then.
+        key = (inputs, version, storage, start, stop, dtype)
+        if not self._last or self._last[0][0][1:] != key[1:]:
+            a = self.take(inputs, start, stop).to(dtype)
+            self._last[:] = [(key, _wide(a @ a.mT))]
+        return self._last[0][1]
+
+    def forget(self) -> None:
+        """Let go of what was kept."""
+        self._last.clear()
 
     def chunks(self, numbers_per_example: int) -> Iterator[tuple[int, int]]:
         """Ranges of examples that take ``NUMBERS_AT_A_TIME`` at most, one example at least."""
@@ -78,7 +109,8 @@ class Dense:
     With inputs a (T, I) and output gradients g (T, O) of one example, the gradient of the matrix is
     g^T a, and its squared norm is sum((a a^T) * (g g^T)): two T x T matrices in place of an O x I
     one (Goodfellow 2015, arXiv 1510.01799). Where that takes more work, as for the thin matrices of
-    LoRA, the gradient itself is formed. Products are in the precision of the gradients (of
+    LoRA, the gradient itself is formed. Of layers that share their inputs (query, key and value;
+    gate and up), the first makes a a^T for all. Products are in the precision of the gradients (of
     fp16: in fp32), and summed in fp32 at least.
 
     Args:
@@ -103,19 +135,22 @@ class Dense:
         # fp16 would overflow, under a loss scale above all.
         dtype = torch.float32 if gradient.dtype is torch.float16 else gradient.dtype
         wide, high = inputs.shape[-1], gradient.shape[-1]
-        length = inputs.shape[1] if layout.mask is None else layout.mask.shape[1]
-        gram = length * (wide + high) < wide * high
-        products = 2 * length**2 if gram else wide * high
+        length = layout.length(inputs)
+        # Half of the work of a a^T: mostly two layers or three share it.
+        gram = length * (wide / 2 + high) < wide * high
+        numbers = length * (wide + high) + (2 * length**2 if gram else wide * high)
         parts = []
-        for start, stop in layout.chunks(length * (wide + high) + products):
+        for start, stop in layout.chunks(numbers):
             g = layout.take(gradient, start, stop).to(dtype)
             total = torch.zeros(stop - start, dtype=_wide(g).dtype, device=g.device)
             if self.weight:
-                a = layout.take(inputs, start, stop).to(dtype)
                 if gram:
-                    total += (_wide(a @ a.mT) * _wide(g @ g.mT)).sum(dim=(1, 2))
+                    products = layout.gram(inputs, start, stop, dtype) * _wide(g @ g.mT)
+                    total += products.sum(dim=(1, 2))
                 else:
-                    total += _wide(g.mT @ a).square().sum(dim=(1, 2))
+                    found = _wide(g.mT @ layout.take(inputs, start, stop).to(dtype))
+                    # Row by row: fp32 sums of millions of squares come out too low.
+                    total += torch.linalg.vector_norm(found, dim=2).square().sum(dim=1)
             if self.bias:
                 total += _wide(g).sum(dim=1).square().sum(dim=1)
             parts.append(total)
@@ -130,9 +165,15 @@ class Lookup:
     With output gradients e (T, H) of one example, the squared norm is the sum of e_t . e_u over all
     pairs of places with the same token. A constant that the layer multiplies its rows by (Gemma)
     is read off a twin whose rows are 1.
+
+    Args:
+        module: The embedding.
+        positions: Whether it is one of positions, which a model looks up in one row for all
+            examples and then adds to each.
     """
 
     module: nn.Embedding
+    positions: bool = False
 
     def problem(self, inputs: torch.Tensor, output: torch.Tensor) -> str | None:
         """Its output is not its rows at the ids it was called with, times one number."""
@@ -157,10 +198,14 @@ class Lookup:
 
     def squares(self, inputs: torch.Tensor, gradient: torch.Tensor, layout: Layout) -> torch.Tensor:
         """(B,) squared norm of each example's gradient of this layer's parameters."""
-        rows = layout.take(self.rows(inputs, gradient))
-        ids = layout.take(inputs)
-        same = ids[:, :, None] == ids[:, None, :]
-        return ((rows @ rows.mT) * same).sum(dim=(1, 2)).clamp(min=0)
+        length, width = layout.length(inputs), gradient.shape[-1]
+        parts = []
+        for start, stop in layout.chunks(2 * length * (length + width)):
+            ids = layout.take(inputs, start, stop)
+            rows = self.rows(ids, layout.take(gradient, start, stop))
+            same = ids[:, :, None] == ids[:, None, :]
+            parts.append(((rows @ rows.mT) * same).sum(dim=(1, 2)))
+        return torch.cat(parts).clamp(min=0)
 
     def _scale(self, ids: torch.Tensor) -> torch.Tensor:
         # In the rows' own type, to which a layer may round its constant.
@@ -184,40 +229,48 @@ class Elementwise:
 
     module: nn.Module
     names: tuple[str, ...]
-    _checked: list[bool] = field(default_factory=list)
+    _offset: list[bool] = field(default_factory=list)
 
     def problem(self, inputs: torch.Tensor, output: torch.Tensor) -> str | None:
         """Its output is not the sum over its parameters of parameter times factor."""
-        if self._checked:
+        if self._offset:
             return None
         parameters = dict(self.module.named_parameters(recurse=False))
         if any(is_dtensor(parameter) for parameter in parameters.values()):
             return "is split by tensor parallelism"
         if not inputs.dtype.is_floating_point or inputs.shape != output.shape:
             return "is not a norm: its output has another shape than its input"
-        with torch.no_grad():
-            start = _wide(inputs[:1, :2])
-            expected = self._output({}, start)
-            for name, parameter in parameters.items():
-                expected = expected + self._factor(name, start) * _wide(parameter)
-            if not _near(output[:1, :2], expected):
-                return "is not linear in its parameters, channel by channel"
-        self._checked.append(True)
+        if inputs.ndim < 3:
+            return f"is fed a tensor of {inputs.ndim} dimensions"
+        start = _wide(inputs[:1, :2])
+        try:
+            with torch.no_grad():
+                offset = expected = self._output({}, start)
+                for name, parameter in parameters.items():
+                    expected = expected + self._factor(name, start) * _wide(parameter)
+                near = _near(output[:1, :2], expected)
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            return f"does not run with other parameters ({error})"
+        if not near:
+            return "is not linear in its parameters, channel by channel"
+        # Whether something is left without parameters (Gemma's 1 + weight), to be taken off.
+        self._offset.append(bool(offset.any()))
         return None
 
     def squares(self, inputs: torch.Tensor, gradient: torch.Tensor, layout: Layout) -> torch.Tensor:
         """(B,) squared norm of each example's gradient of this layer's parameters."""
-        inputs, gradient = _wide(inputs), _wide(gradient)
-        total = torch.zeros(layout.count, dtype=gradient.dtype, device=gradient.device)
-        for name in self.names:
-            products = self._factor(name, inputs) * gradient
-            between = tuple(range(2, products.ndim - 1))  # heads, where each has its norm
-            products = products.sum(dim=between) if between else products
-            total += layout.take(products).sum(dim=1).square().sum(dim=1)
-        return total
+        between = tuple(range(1, inputs.ndim - 1))  # tokens, and heads where each has its norm
+        parts = []
+        # Inputs, gradients, and what the layer makes of them on the way, about.
+        for start, stop in layout.chunks(8 * layout.length(inputs) * inputs[0, 0].numel()):
+            x, g = (_wide(layout.take(part, start, stop)) for part in (inputs, gradient))
+            sums = [(self._factor(name, x) * g).sum(dim=between) for name in self.names]
+            parts.append(torch.cat(sums, dim=1).square().sum(dim=1))
+        return torch.cat(parts)
 
     def _factor(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
-        return self._output({name: 1.0}, inputs) - self._output({}, inputs)
+        output = self._output({name: 1.0}, inputs)
+        return output if self._offset == [False] else output - self._output({}, inputs)
 
     def _output(self, values: dict[str, float], inputs: torch.Tensor) -> torch.Tensor:
         filled = {
@@ -235,7 +288,7 @@ Layer = Dense | Lookup | Elementwise
 """
 
 
-def layer_of(module: nn.Module, names: set[str]) -> Layer | None:
+def layer_of(module: nn.Module, path: str, names: set[str]) -> Layer | None:
     """The rule for a module's own parameters of these names; ``None``: there is none."""
     from transformers.pytorch_utils import Conv1D
 
@@ -246,9 +299,22 @@ def layer_of(module: nn.Module, names: set[str]) -> Layer | None:
     ):
         return Dense(module, "weight" in names, "bias" in names)
     if isinstance(module, nn.Embedding):
-        return Lookup(module) if set(own) == {"weight"} else None
+        # GPT-2's name, and its descendants'. What others do with a lone row, nobody knows.
+        positions = path.rpartition(".")[2] == "wpe"
+        return Lookup(module, positions) if set(own) == {"weight"} else None
     vectors = all(parameter.ndim == 1 for parameter in own.values())
-    return Elementwise(module, tuple(sorted(names))) if vectors else None
+    return Elementwise(module, tuple(sorted(names))) if vectors and _of_one(module) else None
+
+
+def _of_one(module: nn.Module) -> bool:
+    """Whether a module can be called with one argument (DoRA's magnitudes cannot)."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    needed = [
+        p
+        for p in parameters
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    return len(needed) == 1 and needed[0].kind is not inspect.Parameter.KEYWORD_ONLY
 
 
 def _twin_output(module: nn.Module, values: dict[str, torch.Tensor], inputs: Any) -> torch.Tensor:
@@ -256,7 +322,8 @@ def _twin_output(module: nn.Module, values: dict[str, torch.Tensor], inputs: Any
     twin = copy.copy(module)
     twin._parameters = {name: nn.Parameter(value, False) for name, value in values.items()}
     output = twin.forward(inputs)
-    assert isinstance(output, torch.Tensor)
+    if not isinstance(output, torch.Tensor):
+        raise TypeError("its output is no tensor")
     return output
 
 

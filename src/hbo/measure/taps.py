@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def coverage_of(module: nn.Module, scope: Scope) -> Coverage:
         own = {n: p for n, p in part.named_parameters(recurse=False) if id(p) in chosen}
         if not own:
             continue
-        layer = layer_of(part, set(own))
+        layer = layer_of(part, path, set(own))
         if layer is None:
             name = f"{path}.{next(iter(own))}"
             raise NotApplicable(f"there is no rule for {name}, a part of {type(part).__name__}")
@@ -108,6 +109,9 @@ def coverage_of(module: nn.Module, scope: Scope) -> Coverage:
 class Record:
     """Squared gradient norms of the examples of one batch, added up while gradients come by.
 
+    What there is no rule for is noted, not raised, for it comes up in the midst of a model's pass,
+    which may be a training's: ``check`` says so afterwards.
+
     Args:
         coverage: Whose gradients count.
         layout: Where each example's tokens are.
@@ -121,42 +125,40 @@ class Record:
         self._coverage = coverage
         self._layout = layout
         self._head_layout = head_layout or layout
+        self._problem: str | None = None
         self._called: set[nn.Module] = set()
-        self._measured = 0
+        self._measured: Counter[nn.Module] = Counter()
         self._ids: torch.Tensor | None = None
         self._head: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def called(self, layer: Layer, inputs: Any, output: Any) -> None:
-        """Check a call before its gradient comes.
-
-        Raises:
-            NotApplicable: The rule of the layer does not hold for it.
-        """
-        problem = None
-        if not isinstance(inputs, torch.Tensor) or not isinstance(output, torch.Tensor):
-            problem = "is not called with a tensor"
-        elif layer.module in self._called:
-            problem = "runs more than once in a forward pass"
-        elif not self._layout_of(layer).holds(output):
-            problem = f"gives a tensor of shape {tuple(output.shape)}, not one row an example"
-        else:
-            problem = layer.problem(inputs, output)
-        if problem is not None:
-            name = type(layer.module).__name__
-            raise NotApplicable(f"a layer ({name}) {problem}")
+    def called(self, layer: Layer, args: tuple[Any, ...], output: torch.Tensor) -> bool:
+        """Check a call before its gradient comes: whether the rule of the layer holds for it."""
+        if self._problem is None:
+            problem = self._problem_of(layer, args, output)
+            if problem is not None:
+                self._problem = f"a layer ({type(layer.module).__name__}) {problem}"
+        if self._problem is not None:
+            return False
         self._called.add(layer.module)
         if self._coverage.tied is not None and layer is self._coverage.tied[0]:
-            self._ids = inputs
+            self._ids = args[0]
+        return True
 
     def knows(self, layer: Layer) -> bool:
         """Whether the layer was called."""
         return layer.module in self._called
 
+    def spread(self, layer: Layer, output: torch.Tensor) -> int:
+        """1, or the rows that one row of positions is going to be added to."""
+        positions = isinstance(layer, Lookup) and layer.positions and output.shape[0] == 1
+        return self._layout.count if positions and self._layout.shape is None else 1
+
     def add(self, layer: Layer, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
         """Add what one layer contributes."""
-        self._measured += 1
-        layout = self._layout_of(layer)
-        squares = layer.squares(inputs, gradient, layout)
+        if self._problem is not None:
+            return
+        self._measured[layer.module] += 1
+        squares = layer.squares(inputs, gradient, self._layout_of(layer))
         tied = self._coverage.tied
         if tied is not None and layer is tied[1]:
             self._keep_head(inputs, gradient)
@@ -167,12 +169,22 @@ class Record:
             squares if self.squares is None else self.squares + squares.to(self.squares.device)
         )
 
-    def check_called(self) -> None:
-        """After the forward pass.
+    def check(self) -> None:
+        """At any time.
 
         Raises:
-            NotApplicable: A layer of the norm took no part in it.
+            NotApplicable: There was no rule for how a layer was called.
         """
+        if self._problem is not None:
+            raise NotApplicable(self._problem)
+
+    def check_called(self) -> None:
+        """After the forward pass; of layers that run again, after the backward pass.
+
+        Raises:
+            NotApplicable: As ``check``, or a layer of the norm took no part.
+        """
+        self.check()
         missing = [x.module for x in self._coverage.layers if x.module not in self._called]
         if missing and missing[0] in self._coverage.head:
             raise NotApplicable("the output head does not run as a module (a fused loss)")
@@ -183,17 +195,38 @@ class Record:
         """After the backward pass.
 
         Raises:
-            NotApplicable: A layer of the norm got no gradient.
+            NotApplicable: A layer of the norm got no gradient, or one more than once.
         """
-        if self._measured != len(self._coverage.layers):
-            raise NotApplicable("a layer got no gradient from the pass")
+        self.check()
+        for layer in self._coverage.layers:
+            if (times := self._measured[layer.module]) != 1:
+                name = type(layer.module).__name__
+                what = f"{times} gradients" if times else "no gradient"
+                raise NotApplicable(f"a layer ({name}) got {what} from the pass")
+
+    def forget(self) -> None:
+        """Let go of the tensors of the model that the pass needed."""
+        self._ids = self._head = None
+        self._layout.forget()
+        self._head_layout.forget()
+
+    def _problem_of(self, layer: Layer, args: tuple[Any, ...], output: torch.Tensor) -> str | None:
+        if len(args) != 1 or not isinstance(args[0], torch.Tensor):
+            return "is not called with one tensor"
+        if layer.module in self._called:
+            return "runs more than once in a forward pass"
+        if self.spread(layer, output) == 1 and not self._layout_of(layer).holds(output):
+            return f"gives a tensor of shape {tuple(output.shape)}, not one row an example"
+        return layer.problem(args[0], output)
 
     def _layout_of(self, layer: Layer) -> Layout:
         return self._head_layout if layer.module in self._coverage.head else self._layout
 
     def _keep_head(self, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
         """Of the head's gradients keep what the embedding's can meet: the batch's own tokens."""
-        assert self._ids is not None, "an embedding runs before the head"
+        if self._ids is None:
+            self._problem = "the embedding that shares the head's matrix did not run"
+            return
         ids = self._layout.take(self._ids.to(gradient.device))
         columns = []
         for start, stop in self._head_layout.chunks(gradient.shape[-1] * gradient.shape[1]):
@@ -202,13 +235,14 @@ class Record:
             columns.append(taken.gather(2, where))
         self._head = self._head_layout.take(inputs), torch.cat(columns)
 
-    def _cross_term(self, rows: torch.Tensor) -> torch.Tensor:
+    def _cross_term(self, rows: torch.Tensor) -> torch.Tensor | float:
         """(B,) twice the inner product of an example's two gradients of the tied matrix.
 
         The embedding's has the rows e_t at token i_t, the head's is sum_s g_s a_s^T: together the
         sum over t and s of (e_t . a_s) g_s[i_t].
         """
-        assert self._head is not None, "gradients reach the head first"
+        if self._head is None:  # a fused loss: ``check_called`` says so
+            return 0.0
         states, columns = (tensor.to(rows) for tensor in self._head)
         self._head = None
         return 2 * ((states @ self._layout.take(rows).mT) * columns).sum(dim=(1, 2))
@@ -217,8 +251,10 @@ class Record:
 class _Tap(torch.autograd.Function):
     """Nothing, on the way forward; on the way back, a look at a layer's inputs and gradient.
 
-    The inputs are saved as autograd saves them, so a layer that training recomputes (checkpointing)
-    or moves away (offloading) is seen when it is back, and no memory is held before.
+    One row that the model goes on to add to several is repeated (no memory is copied), so that the
+    gradients of these rows can be told apart; here they are summed, as the addition would. The
+    inputs are saved as autograd saves them, so a layer that training recomputes (checkpointing) or
+    moves away (offloading) is seen when it is back, and no memory is held before.
     """
 
     @staticmethod
@@ -226,14 +262,18 @@ class _Tap(torch.autograd.Function):
         ctx: Any, output: torch.Tensor, inputs: torch.Tensor, record: Record, layer: Layer
     ) -> torch.Tensor:
         ctx.save_for_backward(inputs)
-        ctx.record, ctx.layer = record, layer
+        ctx.record, ctx.layer, ctx.rows = record, layer, record.spread(layer, output)
         # Not a view of the output: a model may go on in place.
-        return output.detach()
+        output = output.detach()
+        return output if ctx.rows == 1 else output.expand(ctx.rows, *output.shape[1:])
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        ctx.record.add(ctx.layer, ctx.saved_tensors[0], gradient)
-        return gradient, None, None, None
+        (inputs,) = ctx.saved_tensors
+        if ctx.rows > 1:
+            inputs = inputs.expand(ctx.rows, *inputs.shape[1:])
+        ctx.record.add(ctx.layer, inputs, gradient)
+        return gradient if ctx.rows == 1 else gradient.sum(0, keepdim=True), None, None, None
 
 
 @contextmanager
@@ -251,23 +291,28 @@ def tap(record: Record, coverage: Coverage) -> list[torch.utils.hooks.RemovableH
     """As ``tapped``; it ends when the handles are removed, not before the backward pass is over."""
 
     def hook_for(layer: Layer) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> torch.Tensor | None:
+        def hook(
+            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> torch.Tensor | None:
             # Without a graph (the first pass of re-entrant checkpointing) there is nothing to tap;
             # and what is recomputed inside a backward pass was checked on its way forward.
             if not isinstance(output, torch.Tensor) or not output.requires_grad:
                 return None
-            inputs = args[0] if args else None
-            if torch._C._current_graph_task_id() == -1 or not record.knows(layer):
-                record.called(layer, inputs, output)
-            assert isinstance(inputs, torch.Tensor)
+            given = (*args, *kwargs.values())
+            checked = torch._C._current_graph_task_id() != -1 and record.knows(layer)
+            if not checked and not record.called(layer, given, output):
+                return None
             tapped: torch.Tensor = _Tap.apply(  # type: ignore[no-untyped-call]
-                output, inputs.detach(), record, layer
+                output, given[0].detach(), record, layer
             )
             return tapped
 
         return hook
 
-    return [layer.module.register_forward_hook(hook_for(layer)) for layer in coverage.layers]
+    return [
+        layer.module.register_forward_hook(hook_for(layer), with_kwargs=True)
+        for layer in coverage.layers
+    ]
 
 
 def _outside_blocks(module: nn.Module) -> set[int]:
