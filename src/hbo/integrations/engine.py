@@ -130,7 +130,9 @@ class Engine:
         norms = None
         if GRADIENT_NORM in self.balancer.policy.needs - self.probed:
             if self._unmeasurable is None:
-                norms = NormObserver(self.options.scope, self._measures_now, self._probe_norms)
+                norms = NormObserver(
+                    self.options.scope, self._measures_now, self.clock.running, self._probe_norms
+                )
             else:
                 self._probe_norms(self._unmeasurable)
         self._measure_every = self.options.measure_every or steps_apart(

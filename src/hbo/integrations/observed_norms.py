@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from hbo.errors import ConfigError
-from hbo.measure.taps import Scope
+from hbo.measure.taps import NotApplicable, Scope
 from hbo.measure.training_norms import Measured, TrainingNorms
 
 if TYPE_CHECKING:
@@ -30,13 +31,19 @@ class NormObserver:
     Args:
         scope: Trained parameters that a norm covers.
         measured: Whether the optimiser step now in training is to be measured.
+        clock: Counts what measuring costs.
         given_up: Told once, with the reason, when a model turns out to be beyond it: all norms are
             unknown from then on.
     """
 
     def __init__(
-        self, scope: Scope, measured: Callable[[], bool], given_up: Callable[[str], None]
+        self,
+        scope: Scope,
+        measured: Callable[[], bool],
+        clock: Callable[[], AbstractContextManager[object]],
+        given_up: Callable[[str], None],
     ) -> None:
+        self._clock = clock
         self._scope: Scope = scope
         self._wanted = measured
         self._given_up = given_up
@@ -49,7 +56,7 @@ class NormObserver:
         self.release()
         self._pending.clear()
         try:
-            self._norms = TrainingNorms(model, self._scope)
+            self._norms = TrainingNorms(model, self._scope, self._clock)
         except ConfigError as error:
             self._give_up(error)
 
@@ -99,7 +106,7 @@ class NormObserver:
         if self._norms is not None:
             self._norms.release()
             self._norms = None
-        self._given_up(str(error))
+        self._given_up(error.reason if isinstance(error, NotApplicable) else error.message)
 
 
 def trains_adapters(model: nn.Module) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -33,6 +33,7 @@ class NotApplicable(ConfigError):
     """The taps do not hold for this model: a probe goes the slow way, a training is refused."""
 
     def __init__(self, reason: str) -> None:
+        self.reason = reason
         super().__init__(
             f"gradient norms cannot be read off this model's backward pass: {reason}; set "
             "balance.signals to probe, or use a global_reward that needs no gradient"
@@ -116,11 +117,17 @@ class Record:
         coverage: Whose gradients count.
         layout: Where each example's tokens are.
         head_layout: The same for the output head, where that sees other tokens.
+        clock: Opened around what is done here inside a backward pass.
     """
 
     def __init__(
-        self, coverage: Coverage, layout: Layout, head_layout: Layout | None = None
+        self,
+        coverage: Coverage,
+        layout: Layout,
+        head_layout: Layout | None = None,
+        clock: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
+        self._clock = clock
         self.squares: torch.Tensor | None = None
         self._coverage = coverage
         self._layout = layout
@@ -155,8 +162,11 @@ class Record:
 
     def add(self, layer: Layer, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
         """Add what one layer contributes."""
-        if self._problem is not None:
-            return
+        if self._problem is None:
+            with self._clock():
+                self._add(layer, inputs, gradient)
+
+    def _add(self, layer: Layer, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
         self._measured[layer.module] += 1
         squares = layer.squares(inputs, gradient, self._layout_of(layer))
         tied = self._coverage.tied

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeGuard
 
 import torch
@@ -45,6 +46,7 @@ class TrainingNorms:
         model: The model in training; DistributedDataParallel and the like are looked through.
         scope: Which trained parameters the norm covers; ``all`` where embeddings or the output
             head are trained needs a head that runs as a module, which TRL's fused loss goes around.
+        clock: Opened around what is done here inside a backward pass, for those who count it.
 
     Raises:
         NotApplicable: There is no rule for a layer of the model. Some of what there is none for
@@ -68,7 +70,13 @@ class TrainingNorms:
         torch.Size([2])
     """
 
-    def __init__(self, model: nn.Module, scope: Scope) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        scope: Scope,
+        clock: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self._clock = clock
         model = bare_model(model)
         kind = sharding_of(model)
         if kind in (Sharding.FSDP1, Sharding.ZERO3):
@@ -98,7 +106,7 @@ class TrainingNorms:
         """
         self.release()
         layout = Layout(num_examples) if row_tokens is None else Layout.packed(row_tokens, rows)
-        self._measured = Measured(self._coverage, layout)
+        self._measured = Measured(self._coverage, layout, self._clock)
         self._handles = tap(self._measured.record, self._coverage)
         return self._measured
 
@@ -115,8 +123,13 @@ class TrainingNorms:
 class Measured:
     """The norms of one micro-batch, known when its backward pass is over."""
 
-    def __init__(self, coverage: Coverage, layout: Layout) -> None:
-        self.record = Record(coverage, layout)
+    def __init__(
+        self,
+        coverage: Coverage,
+        layout: Layout,
+        clock: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self.record = Record(coverage, layout, clock=clock)
         self._layout = layout
         self._weights: torch.Tensor | None = None
         self._weight: torch.Tensor | None = None
