@@ -16,7 +16,7 @@ ANEW = "set balance.resume to 'anew' to keep its weights and begin balancing ane
 _WORDS = {
     "subsets": "other subsets, or in another order",
     "groups": "difficulty groups of other sizes",
-    "data": "other training examples (records, tokenizer, chat template or length limit)",
+    "data": "other training examples (records, tokenizer, chat template, length limit or packing)",
     "weights": "other weights",
     "shares": "another min_share or max_share",
     "max_passes": "another max_passes",

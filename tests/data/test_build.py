@@ -8,8 +8,10 @@ from hbo.data.scores import needs_model
 from hbo.data.subset import EncodedSubset
 from hbo.errors import ConfigError, DataError
 from hbo.measure.examples import Encoded
+from hbo.measure.ranks import ONE_RANK
 from hbo.measure.response import response_statistics
 from hbo.sampling.limits import Limits
+from tests.support.fake_ranks import on_ranks
 from tests.support.tiny import save_tiny, tiny_model, tiny_records, tiny_tokenizer
 
 
@@ -221,3 +223,21 @@ def test_a_stream_is_refused_with_the_way_out():
     stream = Dataset.from_list([{"prompt": "x", "completion": "y"}] * 4).to_iterable_dataset()
     with pytest.raises(DataError, match=r"subset 'a' is a stream .* use a map-style dataset"):
         build({"a": stream})
+
+
+def test_ranks_share_the_scoring_and_get_the_same_mixture():
+    passes, models = [], [tiny_model(), tiny_model()]  # one for each rank
+    given = {name: tiny_records(150, kind=name) for name in ("add", "copy")}
+    for rank, model in enumerate(models):
+        model.register_forward_hook(lambda *_, rank=rank: passes.append(rank))
+
+    def work(ranks):
+        return build(given, difficulty="ifd", model=models[ranks.rank], ranks=ranks)
+
+    alone = work(ONE_RANK)
+    needed = len(passes)
+    passes.clear()
+    for shared in on_ranks(2, work):
+        assert shared.mixture.fingerprint == alone.mixture.fingerprint
+        assert shared.dataset["hbo_first_loss"][:] == alone.dataset["hbo_first_loss"][:]
+    assert len(passes) == needed and set(passes) == {0, 1}

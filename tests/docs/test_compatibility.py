@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "compatibility.md"
-STATUSES = ("tested", "expected", "refused")
+STATUSES = ("tested", "expected", "probed", "refused")
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 QUOTED = re.compile(r'"([^"]+)"')
 

@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from hbo.data.build import BuiltMixture, build_mixture
-from hbo.errors import ConfigError, DataError
-from hbo.integrations.engine import BalanceOptions
+from hbo.errors import ConfigError
+from hbo.integrations.options import BalanceOptions
 from hbo.integrations.trl import BalancedSFTTrainer
 from hbo.measure.examples import Encoded
 from hbo.measure.response import response_losses
@@ -260,11 +260,6 @@ def test_settings_that_cannot_be_honoured_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make(**settings)
-
-
-def test_packing_is_refused_with_the_way_out(make: Train) -> None:
-    with pytest.raises((ConfigError, DataError), match="padding_free"):
-        make(packing=True)
 
 
 def test_a_sampler_of_somebody_else_is_noticed(make: Train) -> None:

@@ -76,6 +76,10 @@ def check_trl(loaded: LoadedConfig, accelerator: bool | None = None) -> TrainerS
         tuning = _construct(
             loaded, "tuning", ModelConfig, model_name_or_path=config.model, **config.tuning
         )
+    if training.packing and training.max_length is None:
+        raise loaded.error(
+            ("training", "packing"), "needs training.max_length, the tokens of a row"
+        )
     return TrainerSettings(training, tuning, tuple(notices))
 
 

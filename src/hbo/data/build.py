@@ -25,6 +25,7 @@ from hbo.data.subset import (
 )
 from hbo.difficulty.metrics import NEEDS_ALONE
 from hbo.errors import ConfigError, DataError
+from hbo.measure.ranks import ONE_RANK, Ranks
 from hbo.sampling.limits import Limits
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def build_mixture(
     tokens_per_batch: int = 4096,
     progress: Progress | None = None,
     notice: Notice | None = None,
+    ranks: Ranks = ONE_RANK,
 ) -> BuiltMixture:
     """From datasets to a mixture in one call: normalise, encode, score, cut into groups, lay out.
 
@@ -73,6 +75,8 @@ def build_mixture(
         tokens_per_batch: Padded tokens of a scoring batch.
         progress: Called with (examples done, in all) while scoring.
         notice: Called with a line on skipped or dropped records and damaged caches.
+        ranks: Who shares the scoring (``hbo.run.ranks.all_ranks()`` in a process group); every
+            rank of them calls this with the same subsets. By default each scores all for itself.
 
     Raises:
         ConfigError: A setting is unknown or out of range, or a model or tokenizer is missing.
@@ -104,6 +108,7 @@ def build_mixture(
         tokens_per_batch=tokens_per_batch,
         progress=progress,
         notice=notice,
+        ranks=ranks,
     )
     first = None if model is None else measure(model, alone=alone and scoring_model is None)
     scored = first

@@ -11,6 +11,7 @@ import numpy as np
 from hbo.data.subset import COLUMN, EncodedSubset, Subset
 from hbo.difficulty.metrics import METRICS, ResponseStatistics, difficulty_scores
 from hbo.errors import ConfigError
+from hbo.measure.ranks import ONE_RANK, Ranks
 from hbo.mixture import FloatArray
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def measure_subsets(
     tokens_per_batch: int = 4096,
     progress: Progress | None = None,
     notice: Notice | None = None,
+    ranks: Ranks = ONE_RANK,
 ) -> dict[str, ResponseStatistics]:
     """Response statistics of all subsets, in one go and through the score cache.
 
@@ -95,6 +97,7 @@ def measure_subsets(
         tokens_per_batch: Padded tokens of a batch.
         progress: Called with (examples done, in all).
         notice: Told of damaged caches.
+        ranks: Who measures together; every rank of them calls this.
 
     Returns:
         Per subset, statistics in the order of its encoded examples.
@@ -114,6 +117,7 @@ def measure_subsets(
         pad_id=pad_id,
         progress=progress,
         notice=notice,
+        ranks=ranks,
     )
     return split_statistics(statistics, encoded)
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Sampler
 
 from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
+from hbo.data.packing import SEGMENTS_COLUMN
 from hbo.errors import ConfigError
 from hbo.sampling.stream import ExhaustedError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from hbo.balancer import Balancer
 
 ROW_TOKENS = "hbo_row_tokens"
-"""Batch key: tokens of each row, which say where it lies in a flattened (padding-free) batch."""
+"""Batch key: tokens of each example, which say where it lies in a batch of one flattened row."""
 
 
 class BalancedSampler(Sampler[int]):
@@ -73,6 +74,9 @@ class BalancedSampler(Sampler[int]):
 class ExampleIdCollator:
     """A trainer's own collator, with the id of each example beside the tensors.
 
+    A packed row shows each example in it: the row's id comes once for each of them, with the
+    example's own tokens and first loss.
+
     Args:
         collate: The trainer's collator; it never sees our columns.
     """
@@ -86,14 +90,25 @@ class ExampleIdCollator:
             return self.collate(features)
         ours = {ID_COLUMN, FIRST_LOSS_COLUMN}
         batch = self.collate([{k: v for k, v in row.items() if k not in ours} for row in features])
-        batch[ID_COLUMN] = torch.tensor([int(row[ID_COLUMN]) for row in features])
-        first = [row.get(FIRST_LOSS_COLUMN) for row in features]
+        lengths = [row.get(SEGMENTS_COLUMN) or [len(row["input_ids"])] for row in features]
+        batch[ID_COLUMN] = torch.tensor(
+            [int(row[ID_COLUMN]) for row, own in zip(features, lengths, strict=True) for _ in own]
+        )
         batch[FIRST_LOSS_COLUMN] = torch.tensor(
-            [float("nan") if value is None else float(value) for value in first],
+            [
+                float("nan") if value is None else float(value)
+                for row, own in zip(features, lengths, strict=True)
+                for value in _listed(row.get(FIRST_LOSS_COLUMN), len(own))
+            ],
             dtype=torch.float32,  # not every device has float64
         )
-        batch[ROW_TOKENS] = torch.tensor([len(row["input_ids"]) for row in features])
+        batch[ROW_TOKENS] = torch.tensor([length for own in lengths for length in own])
         return batch
+
+
+def _listed(value: Any, count: int) -> list[Any]:
+    """The numbers of a row's examples: a packed row has a list of them."""
+    return value if isinstance(value, list) else [value] * count
 
 
 def fit_look_ahead(args: TrainingArguments, lag: int) -> str | None:

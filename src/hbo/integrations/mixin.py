@@ -18,6 +18,7 @@ from hbo.integrations.fit import (
     check_arguments,
     check_evaluated,
     check_parallelism,
+    check_rows,
     draws_per_step_of,
     pad_id_of,
 )
@@ -138,6 +139,7 @@ class BalancingMixin(SavingMixin):
         policy = make_policy(policy) if isinstance(policy, str) else policy
         check_arguments(trainer.args)
         check_parallelism(trainer)
+        check_rows(trainer)
         check_evaluated(trainer.eval_dataset)
         table, trainer.train_dataset = align(mixture.mixture, trainer.train_dataset)
         if not isinstance(trainer.data_collator, ExampleIdCollator):

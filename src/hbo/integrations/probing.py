@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hbo.data.assemble import FIRST_LOSS_COLUMN
+from hbo.data.packing import SEGMENTS_COLUMN, is_packed, segment_of
 from hbo.measure.examples import Encoded
 from hbo.measure.probe import Probe
 from hbo.mixture import FloatArray, IntArray, Mixture
@@ -29,8 +30,12 @@ def mean_first_losses(dataset: Dataset, mixture: Mixture) -> FloatArray | None:
     """
     if FIRST_LOSS_COLUMN not in dataset.column_names:
         return None
-    losses = np.asarray(dataset[FIRST_LOSS_COLUMN], dtype=np.float64)
-    known, subsets = np.isfinite(losses), mixture.subset_of(np.arange(len(losses)))
+    losses, subsets = dataset[FIRST_LOSS_COLUMN], mixture.subset_of(np.arange(len(dataset)))
+    if is_packed(dataset):
+        subsets = np.repeat(subsets, [len(row) for row in losses])
+        losses = [value for row in losses for value in row]
+    losses = np.asarray(losses, dtype=np.float64)
+    known = np.isfinite(losses)
     sums = np.bincount(subsets[known], losses[known], minlength=mixture.num_subsets)
     counts = np.bincount(subsets[known], minlength=mixture.num_subsets)
     means: FloatArray = np.full(len(sums), np.nan)
@@ -50,6 +55,8 @@ def dataset_probe(
 ) -> Probe:
     """A probe over the rows of a dataset in the mixture's layout.
 
+    Of a packed row it takes one example (``segment_of``).
+
     Args:
         dataset: Rows with ``input_ids``, ``labels`` and, where known, ``hbo_first_loss``.
         mixture: Its layout.
@@ -60,9 +67,20 @@ def dataset_probe(
         notice: Told, in one line, when memory ran out in a probe.
     """
     has_first_loss = FIRST_LOSS_COLUMN in dataset.column_names
+    packed = is_packed(dataset)
 
     def rows(example_ids: IntArray) -> dict[str, Any]:
-        return dict(dataset[example_ids.tolist()])
+        columns = dict(dataset[example_ids.tolist()])
+        if packed:
+            parts = example_ids.tolist(), columns["labels"], columns[SEGMENTS_COLUMN]
+            chosen = [segment_of(*row) for row in zip(*parts, strict=True)]
+            for name in ("input_ids", "labels"):
+                columns[name] = [
+                    row[place] for row, (_, place) in zip(columns[name], chosen, strict=True)
+                ]
+            losses = zip(columns[FIRST_LOSS_COLUMN], chosen, strict=True)
+            columns[FIRST_LOSS_COLUMN] = [row[number] for row, (number, _) in losses]
+        return columns
 
     def get_examples(example_ids: IntArray) -> list[Encoded]:
         columns = rows(example_ids)

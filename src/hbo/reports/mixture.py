@@ -77,7 +77,9 @@ def learned_mixture(run: RunRecord) -> LearnedMixture:
             )
     configured = run.config.get("datasets")
     sources = configured if isinstance(configured, dict) else {}
-    known = bool(len(run.examples)) and bool(np.isfinite(run.examples).all())
+    training = run.config.get("training")
+    packed = isinstance(training, dict) and bool(training.get("packing"))  # rows, not records
+    known = not packed and bool(len(run.examples)) and bool(np.isfinite(run.examples).all())
     return LearnedMixture(
         subsets=run.subsets,
         sources=tuple(_section(sources.get(name)) for name in run.subsets),

@@ -154,6 +154,7 @@ def signal_cost(
     policy: Policy,
     probabilities: FloatArray,
     adapters: bool,
+    examples: int,
 ) -> dict[str, Any]:
     """What balancing adds to training, in passes over examples, and as a share of training's work.
 
@@ -168,6 +169,7 @@ def signal_cost(
         policy: Says what it needs, and when.
         probabilities: (K, G) joint, of the beginning.
         adapters: Whether adapters are trained, not the whole model.
+        examples: Training examples; more than the mixture's where rows are packed.
 
     Returns:
         ``observed``, ``probed``: names of signals, by where they come from; ``measure_every``: one
@@ -184,7 +186,9 @@ def signal_cost(
     updates = budget.steps // policy.interval if policy.needs else 0
     enough = np.minimum(mixture.sizes, math.ceil(balance.probe_examples / mixture.num_groups))
     subsets = int(np.minimum(mixture.subset_sizes, balance.probe_examples).sum())
-    draws = budget.draws_per_step * policy.interval
+    in_a_row = examples / mixture.num_examples
+    draws = budget.draws_per_step * policy.interval * in_a_row
+    trained = budget.draws * in_a_row
     every = balance.measure_every or steps_apart(adapters, policy.interval)
     measured = GRADIENT_NORM in observed
     # What is topped up, within its share of the work.
@@ -197,7 +201,7 @@ def signal_cost(
     forward += enough.sum() if probed & LOSS_SIGNALS else 0.0
     backward += enough.sum() if GRADIENT_NORM in probed else 0.0
     backward += subsets * len(probed & WHOLE_SIGNALS)
-    work = updates * (forward + BACKWARD * backward) / (BACKWARD * budget.draws)
+    work = updates * (forward + BACKWARD * backward) / (BACKWARD * trained)
     return {
         "observed": sorted(observed),
         "probed": sorted(probed),
@@ -205,7 +209,7 @@ def signal_cost(
         "updates": updates,
         "forward_passes": round(updates * forward),
         "backward_passes": round(updates * backward),
-        "training_passes": budget.draws,
+        "training_passes": round(trained),
         "share": float(work + (COST / every if measured and not adapters else 0.0)),
     }
 

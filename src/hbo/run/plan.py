@@ -25,7 +25,7 @@ from hbo.run.budget import (
 )
 from hbo.run.prepare import Part, Prepared, prepare
 from hbo.run.rehearsal import rehearse
-from hbo.run.scores import cached_scores, is_measured, limits_of, wants_first_losses
+from hbo.run.scores import cached_scores, is_measured, limits_of, packed, wants_first_losses
 from hbo.run.world import world_size
 
 SCHEMA = 1
@@ -150,8 +150,9 @@ def plan_of(prepared: Prepared) -> Plan:
     draws = expected_draws(probabilities, budget.draws, caps)
     policy = policy_of(loaded)
     adapters = bool(prepared.settings.tuning.use_peft)
-    cost = signal_cost(loaded, mixture, budget, policy, probabilities, adapters) | {
-        "scoring_passes": _scoring_passes(prepared, mixture.num_examples, scores is not None)
+    examples = sum(len(part.encoded.encoded) for part in prepared.parts)
+    cost = signal_cost(loaded, mixture, budget, policy, probabilities, adapters, examples) | {
+        "scoring_passes": _scoring_passes(prepared, scores is not None)
     }
     warnings = _warnings(prepared, mixture, budget, draws, caps)
     if policy.needs and budget.steps < policy.interval:
@@ -190,7 +191,8 @@ def _mixture(
         )
         for part in prepared.parts
     ]
-    return assemble(prepared.encoded, found, groups=groups).mixture, np.array(tokens)
+    built = packed(prepared, assemble(prepared.encoded, found, groups=groups))
+    return built.mixture, np.array(tokens)
 
 
 def _check_workers(prepared: Prepared, lag: int) -> None:
@@ -205,10 +207,11 @@ def _check_workers(prepared: Prepared, lag: int) -> None:
         raise prepared.loaded.error(("training", "dataloader_num_workers"), error.message) from None
 
 
-def _scoring_passes(prepared: Prepared, num_examples: int, scored: bool) -> int:
+def _scoring_passes(prepared: Prepared, scored: bool) -> int:
     """Forward passes that scoring still has to make, with and without the prompt."""
     config = prepared.loaded.config
     metric = config.difficulty.metric
+    num_examples = sum(len(part.encoded.encoded) for part in prepared.parts)
     if not is_measured(metric):
         return num_examples if wants_first_losses(prepared) else 0
     if scored:
@@ -225,16 +228,17 @@ def _warnings(
     def warn(code: str, subset: str, text: str) -> None:
         found.append({"code": code, "subset": subset, "text": text})
 
+    drawn = "packed rows" if prepared.settings.training.packing else "examples"
     for k, part in enumerate(prepared.parts):
         rows, passes = mixture.subset_sizes[k], draws[k].sum() / mixture.subset_sizes[k]
         filled = mixture.sizes[k][mixture.sizes[k] > 0]
         if filled.min() < FEW_IN_A_CELL:
             text = (
-                f"its smallest difficulty group has {filled.min()} examples: rewards will be noisy"
+                f"its smallest difficulty group has {filled.min()} {drawn}: rewards will be noisy"
             )
             warn("tiny-group", part.name, text)
         if passes > MANY_PASSES:
-            text = f"each of its {rows} examples is repeated {passes:.1f} times; set max_passes"
+            text = f"each of its {rows} {drawn} is repeated {passes:.1f} times; set max_passes"
             warn("many-passes", part.name, text)
         if caps[k] >= 0 and draws[k].sum() >= caps[k]:
             text = f"it reaches max_passes after {caps[k]} draws; then its share goes to the others"
@@ -249,8 +253,9 @@ def _warnings(
                 f" before their response; first: {part.dropped[0]}"
             )
             warn("dropped", part.name, text)
-        if part.truncated > MUCH_TRUNCATED * rows:
-            text = f"{part.truncated} of {rows} examples are cut at training.max_length"
+        examples = len(part.encoded.encoded)
+        if part.truncated > MUCH_TRUNCATED * examples:
+            text = f"{part.truncated} of {examples} examples are cut at training.max_length"
             warn("truncated", part.name, text)
         if part.overlap:
             text = f"{part.overlap} training rows are left out: their prompt is held out"

@@ -112,8 +112,13 @@ def prepare(loaded: LoadedConfig, progress: Progress | None = None) -> Prepared:
     tokenizer = load_tokenizer(loaded, model, settings)
     _require_chat_template(loaded, tokenizer, sources)
     renderer = _renderer(loaded, tokenizer, settings)
+    uncut = dataclasses.replace(renderer, max_length=None)
+    # Packing that splits long examples loses nothing of them; what is held out is never packed.
+    train = uncut if _splits(settings.training) else renderer
     apart = [prompt for source in sources.values() for prompt in source.heldout.prompts()]
-    parts = [_part(loaded, renderer, name, source, apart) for name, source in sources.items()]
+    parts = [
+        _part(loaded, (train, renderer), name, source, apart) for name, source in sources.items()
+    ]
     return Prepared(loaded, settings, model, scoring_model, tokenizer, tuple(parts))
 
 
@@ -196,9 +201,20 @@ def _marked_template(tokenizer: Any) -> str | None:
         return None
 
 
+def _splits(training: Any) -> bool:
+    """Whether packing cuts long examples into parts, in place of cutting off their ends."""
+    return bool(training.packing) and training.packing_strategy != "bfd"
+
+
 def _part(
-    loaded: LoadedConfig, renderer: Renderer, name: str, source: _Source, apart: Sequence[str]
+    loaded: LoadedConfig,
+    renderers: tuple[Renderer, Renderer],
+    name: str,
+    source: _Source,
+    apart: Sequence[str],
 ) -> Part:
+    """One subset, with the renderers of its training and of its held-out examples."""
+    renderer, of_heldout = renderers
     rows = rows_without(source.train.prompts(), apart)
     if not len(rows):
         raise DataError(
@@ -210,7 +226,7 @@ def _part(
     encoded = _encode(loaded, renderer, name, train, source.bad)
     if loaded.config.difficulty.metric in NEEDS_ALONE:
         check_alone(loaded.config.difficulty.metric, train, encoded)
-    kept = _encode(loaded, renderer, name, source.heldout, source.bad)
+    kept = _encode(loaded, of_heldout, name, source.heldout, source.bad)
     validation, test = _halves(loaded, name, source.heldout.take(kept.rows), kept)
     return Part(
         name=name,

@@ -218,13 +218,13 @@ def _key(prepared: Prepared, folder: Path) -> str:
 
 
 def build(prepared: Prepared, scores: Scores) -> BuiltMixture:
-    """The mixture that a trainer draws from."""
+    """The mixture that a trainer draws from, its rows packed where the configuration says so."""
     config = prepared.loaded.config
     given = [section.weight for section in config.datasets.values()]
     weights = None
     if config.weights is not None:
         weights = {name: float(w or 0.0) for name, w in zip(config.datasets, given, strict=True)}
-    return assemble(
+    built = assemble(
         prepared.encoded,
         scores.difficulty,
         groups=config.difficulty.groups,
@@ -232,6 +232,16 @@ def build(prepared: Prepared, scores: Scores) -> BuiltMixture:
         weights=weights,
         limits=limits_of(prepared),
     )
+    return packed(prepared, built)
+
+
+def packed(prepared: Prepared, built: BuiltMixture) -> BuiltMixture:
+    """A mixture as the trainer's settings want its rows."""
+    if not prepared.settings.training.packing:
+        return built
+    from hbo.integrations.trl import pack_rows  # which takes seconds to import
+
+    return pack_rows(built, prepared.settings.training)
 
 
 def limits_of(prepared: Prepared) -> Limits:
