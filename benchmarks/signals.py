@@ -11,7 +11,8 @@ global reward over subsets and the local reward over cells, Spearman's rank corr
 - *probes*: of one probe with the other: what noise alone leaves of the agreement, for probes of
   half the size;
 
-and the median relative standard error of each. Observed rewards are of the weights during the
+and the median relative standard error of each. At the end, by subset, observed over probed global
+rewards and how often its examples had been trained on. Observed rewards are of the weights during the
 interval, with dropout, probed ones of the weights at its end, without. The last line, ``signals
 R``, is the median over the updates of the observed correlation of the local rewards; before it come
 ``subsets R`` for the global ones, and the same of the probes.
@@ -83,7 +84,13 @@ class Watch:
             halves.append(self._rewards(balancer, half))
         both.gather()
         probed = self._rewards(balancer, both)
-        self.updates.append({"step": balancer.step, **compared(seen, probed, *halves)})
+        passes = balancer.draws.sum(axis=1) / balancer.mixture.subset_sizes
+        rewards = {"passes": passes, "observed": seen["global"][0], "probed": probed["global"][0]}
+        columns = zip(balancer.mixture.names, *rewards.values(), strict=True)
+        self.updates.append(
+            {"step": balancer.step, **compared(seen, probed, *halves)}
+            | {"subsets": {name: dict(zip(rewards, row, strict=True)) for name, *row in columns}}
+        )
         common.say(row_of(self.updates[-1]))
         yield from lacking(balancer, probe, model, observed, share)
 
@@ -151,6 +158,18 @@ def row_of(update: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def say_subsets(updates: Sequence[dict[str, Any]]) -> None:
+    """By subset and update: observed over probed global reward, and passes."""
+    rows = []
+    for name in updates[0]["subsets"]:
+        found = [update["subsets"][name] for update in updates]
+        ratios = [f"{x['observed'] / x['probed']:.2f} ({x['passes']:.1f})" for x in found]
+        rows.append([name, *ratios])
+    common.say()
+    heads = [f"step {update['step']}" for update in updates]
+    common.table(["observed / probed (passes)", *heads], rows)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, compare at each update, print, and write the JSON file if asked for."""
     parser = common.parser(str(__doc__).partition("\n")[0])
@@ -185,6 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for level in LEVELS
     }
     result["medians"] = medians
+    say_subsets(watch.updates)
     if options.json:
         common.write(options.json, result)
     common.say()

@@ -195,7 +195,7 @@ def test_only_what_an_update_pays_for_is_probed(
 
 def test_one_probed_example_a_cell_still_gives_standard_errors(make: Train) -> None:
     # Without errors nothing would be shrunk, and noise would be paid as if it were signal.
-    trainer = make(trainer={"balance": BalanceOptions(probe_examples=4)})
+    trainer = make(trainer={"balance": BalanceOptions(signals="probe", probe_examples=4)})
     trainer.train()
     updates = [e for e in read_log(trainer.engine.run_log.path) if e["event"] == "update"]
     assert all(error > 0 for event in updates for error in event["global"]["errors"].values())
