@@ -12,10 +12,11 @@ global reward over subsets and the local reward over cells, Spearman's rank corr
   half the size;
 
 and the median relative standard error of each. At the end, by subset, observed over probed global
-rewards and how often its examples had been trained on. Observed rewards are of the weights during the
-interval, with dropout, probed ones of the weights at its end, without. The last line, ``signals
-R``, is the median over the updates of the observed correlation of the local rewards; before it come
-``subsets R`` for the global ones, and the same of the probes.
+rewards and how often its examples had been trained on. Observed rewards are of the weights during
+the interval, with dropout, each example just before it is trained on again; probed ones of the
+weights at its end, without, of any examples. The last line, ``signals R``, is the median over the
+updates of the observed correlation of the local rewards; before it come ``subsets R`` for the
+global ones, and the same of the probes.
 """
 
 from __future__ import annotations
