@@ -125,7 +125,7 @@ class Material:
 def make(options: argparse.Namespace) -> Material:
     """What the options name; with ``--quick``, a random model over bytes and made-up records."""
     if options.quick:
-        folder, records = str(path(QUICK_MODEL)), _made_up()
+        folder, records = str(path(QUICK_MODEL)), made_up()
     else:
         folder, records = resolve_model(options.model), of_asset()
     from transformers import AutoTokenizer
@@ -165,7 +165,9 @@ def of_asset() -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _made_up() -> dict[str, list[dict[str, Any]]]:
+def made_up() -> dict[str, list[dict[str, Any]]]:
+    """The records of ``--quick``, by subset."""
+
     def record(number: int, times: int) -> dict[str, Any]:
         question, answer = f"{number} times {times}?", str(number * times)
         return {

@@ -217,7 +217,7 @@ class Bench:
 
 def texts(quick: bool) -> list[tuple[str, str]]:
     """Instruction and output of records of all subsets in turn."""
-    subsets = (material._made_up() if quick else material._of_asset()).values()
+    subsets = (material.made_up() if quick else material.of_asset()).values()
     queues = [[(_last(row["prompt"]), _last(row["completion"])) for row in s] for s in subsets]
     rows = range(max(map(len, queues)))
     return [queue[row] for row in rows for queue in queues if row < len(queue)]
