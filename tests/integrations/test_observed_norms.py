@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from hbo.data.build import BuiltMixture
+from hbo.errors import ConfigError
+from hbo.integrations import engine as engine_module
 from hbo.integrations.observed_norms import trains_adapters
 from hbo.integrations.options import BalanceOptions
 from hbo.integrations.top_up import lacking
 from hbo.measure.examples import Encoded
 from hbo.measure.gradient_norm import norms_one_by_one
+from hbo.measure.layer_norms import Dense
 from hbo.measure.taps import Scope
 from hbo.signals import GRADIENT_NORM, PERPLEXITY_RATIO
 from tests.integrations.conftest import Train, assert_same_weights, weights
@@ -212,3 +216,102 @@ def test_topping_up_keeps_to_its_share_and_begins_where_least_is_known(make: Tra
     assert chosen(0.0) == {}
     again = chosen(0.5)
     assert all((again[name] == cells).all() for name, cells in some.items())
+
+
+def test_a_rank_that_gives_up_takes_the_others_along(
+    make: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(max_steps=2, model=tiny_model())
+    flags: list[float] = []
+
+    def add(array: Any) -> Any:
+        if array.shape == (1,) and array[0] == 0.0:
+            flags.append(float(array[0]))
+            return array + 1.0  # the other rank's word
+        return array
+
+    monkeypatch.setattr(engine_module, "add_over_ranks", add)
+    trainer.train()
+    assert flags[0] == 0.0
+    assert GRADIENT_NORM in trainer.engine.probed
+    assert "another rank" in (warnings_of(trainer)["norms-probed"])
+    first = trainer.balancer.observations.signals(2, trainer.balancer.draws).first
+    assert (first[GRADIENT_NORM].counts >= 2).all()
+
+
+def warnings_of(trainer: Any) -> dict[str, str]:
+    events = [json.loads(x) for x in trainer.engine.run_log.path.read_text().splitlines()]
+    return {e["code"]: e["text"] for e in events if e["event"] == "warning"}
+
+
+def test_a_run_that_gave_up_goes_on_probing_after_a_resume(make: Train, tmp_path: Path) -> None:
+    # A fused head shows no gradient of its own: known only after the first measured pass.
+    options = BalanceOptions(norm_scope="all", measure_every=1, probe_examples=4)
+    settings = {"model": tiny_model(), "trainer": {"balance": options}, "max_steps": 4}
+    whole = make(folder=tmp_path / "whole", **settings)
+    whole.train()
+    assert GRADIENT_NORM in whole.engine.probed
+    settings["model"] = tiny_model()
+    first = make(folder=tmp_path / "cut", save_strategy="steps", save_steps=3, **settings)
+    first.train()
+    settings["model"] = tiny_model()
+    second = make(folder=tmp_path / "cut", save_strategy="steps", save_steps=3, **settings)
+    second.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
+    assert GRADIENT_NORM in second.engine.probed
+    assert np.array_equal(whole.balancer.probabilities, second.balancer.probabilities)
+
+
+class Distraction(TrainerCallback):
+    """Passes that are not the training's, in the midst of it."""
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        kwargs["model"](input_ids=torch.tensor([[1, 2, 3]]))
+
+
+def test_other_passes_are_not_taken_for_the_trainings(make: Train) -> None:
+    settings = {"callbacks": [Distraction()], "balance": BalanceOptions(measure_every=1)}
+    trainer = make(model=tiny_model(), trainer=settings, max_steps=2)
+    seen = observed(trainer)
+    forward = trainer.model.forward
+
+    def with_reference(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            forward(*args, **kwargs)
+        return forward(*args, **kwargs)
+
+    trainer.model.forward = with_reference
+    trainer.train()
+    assert np.isfinite(list(seen.values())).all()
+    assert "norms-probed" not in warnings_of(trainer)
+
+
+class Failing(TrainerCallback):
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_training_that_breaks_off_leaves_nothing_on_the_model(make: Train) -> None:
+    trainer = make(model=tiny_model(), trainer={"callbacks": [Failing()]}, max_steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not any(module._forward_hooks for module in trainer.model.modules())
+
+
+def test_memory_that_runs_out_while_measuring_costs_the_norms_only(
+    make: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Dense, "squares", full)
+    balance = BalanceOptions(measure_every=1)
+    trainer = make(model=tiny_model(), trainer={"balance": balance}, max_steps=1)
+    trainer.train()
+    assert "memory ran out" in (trainer.engine.observer.norms_given_up or "")
+
+
+def test_nothing_to_measure_is_said_before_the_first_step(make: Train) -> None:
+    trainer = make(model=tiny_model(), trainer={"balance": BalanceOptions(norm_scope="adapters")})
+    with pytest.raises(ConfigError, match="use 'all'"):
+        trainer.train()
+    assert trainer.state.global_step == 0

@@ -134,6 +134,13 @@ class BalanceSection(PolicySection):
     norm_scope: Literal["all", "blocks", "adapters"] | None = None
     resume: Literal["exact", "anew"] = "exact"
 
+    @model_validator(mode="after")
+    def _of_use(self) -> Self:
+        if self.measure_every is not None and self.signals == "probe":
+            text = "is of no use with signals: probe, which reads no norms off training; drop one"
+            raise _at("measure_every", text)
+        return self
+
 
 class EvaluationSection(Section):
     """What is kept apart and how it is measured."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ from hbo.errors import StateError
 from hbo.identity import ANEW, OtherRunError, check_identity
 from hbo.integrations.events import (
     MANY_SUBSETS,
+    broken_losses,
     listed,
     ratio,
     step_event,
@@ -26,21 +28,16 @@ from hbo.integrations.observed_norms import NormObserver, steps_apart, trains_ad
 from hbo.integrations.observer import BatchObserver, Stopwatch
 from hbo.integrations.options import BalanceOptions
 from hbo.integrations.ranks import add_over_ranks, check_same_on_all_ranks, world
-from hbo.integrations.top_up import lacking
+from hbo.integrations.top_up import lacking, signals_to_probe
+from hbo.measure.forward import bare_model
 from hbo.measure.sharding import check_probe
-from hbo.mixture import FloatArray, Mixture
+from hbo.measure.taps import parameters_of
+from hbo.mixture import FloatArray
 from hbo.observations import loss_signals
 from hbo.policies import check_recording
 from hbo.policies.actor import BoolArray
 from hbo.runlog import RunLog
-from hbo.signals import (
-    FIRST_LOSS,
-    GRADIENT_NORM,
-    LOSS,
-    PERPLEXITY,
-    PERPLEXITY_RATIO,
-    TOKENS,
-)
+from hbo.signals import GRADIENT_NORM, TOKENS
 
 if TYPE_CHECKING:
     from hbo.measure.probe import Probe
@@ -48,7 +45,6 @@ if TYPE_CHECKING:
 LOST_STEPS = 3
 """After so many steps without one finite loss, a training is lost: NaN weights do not heal."""
 logger = logging.getLogger(__name__)
-OBSERVABLE = frozenset({LOSS, FIRST_LOSS, PERPLEXITY, PERPLEXITY_RATIO, TOKENS, GRADIENT_NORM})
 
 
 class Engine:
@@ -83,6 +79,7 @@ class Engine:
         check_recording(self.balancer.policy, self.balancer.mixture.names)
         self.probed = signals_to_probe(self.balancer.policy.needs, options.signals)
         self._unmeasurable = unmeasurable
+        self._norms_probed: str | None = None
         self._measure_every = 0
         self._at_log = self._at_update = self._position()
         self._first_losses = first_losses
@@ -112,10 +109,12 @@ class Engine:
         """
         begins = step == 0 or not self._goes_on(saved)
         if begins:
+            self._norms_probed = None
             self.balancer, self.clock.seconds = self._make_balancer(), 0.0
             self.balancer.begin_at(step)
             self._at_log = self._at_update = self._position()
         self._lost_steps = 0
+        self.probed = signals_to_probe(self.balancer.policy.needs, self.options.signals)
         if step and begins:
             self.warn("balancing-begins", f"balancing begins at step {step}, with its first draw")
         if last_step is not None:
@@ -127,27 +126,39 @@ class Engine:
 
     def _watch(self, model: nn.Module) -> None:
         """Hook the model, and find out whether its norms can be observed."""
+        needs = self.balancer.policy.needs
+        if GRADIENT_NORM in needs:
+            parameters_of(bare_model(model), self.options.scope)  # else nothing is to be measured
         norms = None
-        if GRADIENT_NORM in self.balancer.policy.needs - self.probed:
-            if self._unmeasurable is None:
-                norms = NormObserver(
-                    self.options.scope, self._measures_now, self.clock.running, self._probe_norms
-                )
-            else:
-                self._probe_norms(self._unmeasurable)
+        if self._norms_probed is not None:  # of the run that this one goes on from
+            self.probed |= {GRADIENT_NORM}
+        elif GRADIENT_NORM in needs - self.probed:
+            norms = NormObserver(self.options.scope, self._measures_now, self.clock.running)
         self._measure_every = self.options.measure_every or steps_apart(
             trains_adapters(model), self.balancer.policy.interval
         )
         self.observer.watch(model, norms)
+        if norms is not None and (reason := self._unmeasurable or norms.given_up) is not None:
+            self._probe_norms(reason)
         check_probe(model, self.probed)
 
     def _measures_now(self) -> bool:
         """Whether the step now in training shows its norms."""
         return (self.balancer.step + 1) % self._measure_every == 0
 
+    def _agree_on_norms(self) -> None:
+        """Probe norms on all ranks from now on if one of them cannot observe them any more."""
+        if GRADIENT_NORM not in self.balancer.policy.needs - self.probed:
+            return
+        reason = self.observer.norms_given_up
+        if add_over_ranks(np.array([float(reason is not None)])).any():
+            self._probe_norms(reason or "another rank could not read them off its training")
+
     def _probe_norms(self, reason: str) -> None:
         """From now on, since they cannot be observed; said once."""
         self.probed |= {GRADIENT_NORM}
+        self._norms_probed = reason
+        self.observer.without_norms()
         self.warn("norms-probed", f"gradient norms are probed: {reason}")
 
     def _goes_on(self, saved: Mapping[str, Any] | None) -> bool:
@@ -157,6 +168,7 @@ class Engine:
         try:
             self.check_state(saved)
             self.balancer.load_state_dict(saved["balancer"])
+            self._norms_probed = saved["norms_probed"]
         except OtherRunError:
             if self.options.resume == "exact":
                 raise
@@ -195,8 +207,12 @@ class Engine:
 
     def _measured_by(self) -> dict[str, Any]:
         """Options that decide what the rewards are measured on."""
-        names = ("signals", "probe_examples", "measure_every", "norm_scope", "top_up")
-        return {name: getattr(self.options, name) for name in names}
+        options = self.options
+        found = {"signals": options.signals, "probe_examples": options.probe_examples}
+        found["norm_scope"] = options.scope
+        if options.observed:
+            found |= {"measure_every": options.measure_every, "top_up": options.top_up}
+        return found
 
     def stop(self) -> None:
         """Training ended: nothing of ours stays on the model."""
@@ -254,12 +270,14 @@ class Engine:
     def _measure(self, model: nn.Module) -> None:
         """Probe what training did not show: whole signals, and cells that it showed too little."""
         wanted = self.balancer.policy.needs_at(self.balancer.step)
+        self._agree_on_norms()
         if wanted & self.probed:
             self._probe(model, wanted & self.probed)
         if not wanted - self.probed:
             return
         self.balancer.observations.gather(add_over_ranks)
-        share, observed = self.options.top_up, wanted - self.probed
+        began = self.balancer.step > 0  # else there is no training to take a share of
+        share, observed = self.options.top_up if began else math.inf, wanted - self.probed
         for names, cells in lacking(self.balancer, self.probe, model, observed, share):
             self._probe(model, names, cells)
 
@@ -309,7 +327,7 @@ class Engine:
                 return {}
             self._check_alive(window)
             if window["broken"].any():
-                self.warn("loss-not-finite", _broken(self.balancer.mixture, window["broken"]))
+                self.warn("loss-not-finite", broken_losses(self.balancer.mixture, window["broken"]))
             self.run_log.write("step", **step_event(self.balancer, window))
             if self.balancer.mixture.num_subsets > MANY_SUBSETS:
                 return {}
@@ -328,7 +346,9 @@ class Engine:
     def state_dict(self) -> dict[str, Any]:
         """What goes into a checkpoint; all ranks call it together."""
         self.balancer.observations.gather(add_over_ranks)
+        self._agree_on_norms()
         return {
+            "norms_probed": self._norms_probed,
             "balancer": self.balancer.state_dict(),
             "balance_seconds": self.clock.seconds,
             "measured_by": self._measured_by(),
@@ -364,18 +384,6 @@ class Engine:
                 for k, name in enumerate(mixture.names)
             },
         }
-
-
-def signals_to_probe(needs: frozenset[str], source: str) -> frozenset[str]:
-    """Which of a policy's signals have to be probed: all, or only what training does not show."""
-    return needs - {TOKENS, FIRST_LOSS} if source == "probe" else needs - OBSERVABLE
-
-
-def _broken(mixture: Mixture, counts: FloatArray) -> str:
-    return (
-        f"{int(counts.sum())} examples had a loss that is not finite, and are in no reward and no "
-        f"average: {listed(mixture, counts > 0)}"
-    )
 
 
 def _to_json(totals: Mapping[str, FloatArray]) -> dict[str, list[float]]:

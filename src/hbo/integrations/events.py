@@ -34,6 +34,14 @@ def listed(mixture: Mixture, which: NDArray[np.bool_]) -> str:
     return ", ".join(names[:5]) + more
 
 
+def broken_losses(mixture: Mixture, counts: FloatArray) -> str:
+    """Of a warning: how many losses of each subset were not finite."""
+    return (
+        f"{int(counts.sum())} examples had a loss that is not finite, and are in no reward and no "
+        f"average: {listed(mixture, counts > 0)}"
+    )
+
+
 def ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
     """Element by element; NaN where the denominator is 0."""
     out = np.full(np.shape(numerator), np.nan)

@@ -104,8 +104,8 @@ class BalancingMixin(SavingMixin):
     """Balance a ``transformers.Trainer``, or any subclass, from the outside.
 
     Set in front of a trainer class: ``class Balanced(BalancingMixin, Trainer)``. It overrides
-    the sampler, the signature columns, ``compute_loss``, ``log``, ``evaluate`` and
-    ``_load_rng_state``, and in ``SavingMixin`` what checkpoints need, each by a call of the
+    the sampler, the signature columns, ``compute_loss``, ``training_step``, ``log``, ``evaluate``
+    and ``_load_rng_state``, and in ``SavingMixin`` what checkpoints need, each by a call of the
     original with a little before or after it.
     """
 
@@ -257,6 +257,13 @@ class BalancingMixin(SavingMixin):
         """The trainer's own loss, watched."""
         with self.engine.observer.batch(inputs):
             return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own step on a micro-batch, forward and backward."""
+        try:
+            return super().training_step(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.engine.observer.passed()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The trainer's own log, with per-subset numbers beside a training loss."""

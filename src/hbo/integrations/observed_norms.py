@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hbo.errors import ConfigError
-from hbo.measure.taps import NotApplicable, Scope
+from hbo.measure.taps import NotApplicable, Scope, parameters_of
 from hbo.measure.training_norms import Measured, TrainingNorms
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ class NormObserver:
         scope: Trained parameters that a norm covers.
         measured: Whether the optimiser step now in training is to be measured.
         clock: Counts what measuring costs.
-        given_up: Told once, with the reason, when a model turns out to be beyond it: all norms are
-            unknown from then on.
     """
 
     def __init__(
@@ -41,12 +39,11 @@ class NormObserver:
         scope: Scope,
         measured: Callable[[], bool],
         clock: Callable[[], AbstractContextManager[object]],
-        given_up: Callable[[str], None],
     ) -> None:
         self._clock = clock
+        self.given_up: str | None = None
         self._scope: Scope = scope
         self._wanted = measured
-        self._given_up = given_up
         self._norms: TrainingNorms | None = None
         self._measured: Measured | None = None
         self._pending: list[tuple[int, Measured | None]] = []
@@ -57,7 +54,7 @@ class NormObserver:
         self._pending.clear()
         try:
             self._norms = TrainingNorms(model, self._scope, self._clock)
-        except ConfigError as error:
+        except NotApplicable as error:
             self._give_up(error)
 
     def release(self) -> None:
@@ -83,7 +80,7 @@ class NormObserver:
         if measured is not None:
             try:
                 measured.watch(output, labels)
-            except ConfigError as error:
+            except NotApplicable as error:
                 self._give_up(error)
                 measured = None
         self._pending.append((count, measured))
@@ -98,19 +95,26 @@ class NormObserver:
         if part is not None and self._norms is not None:
             try:
                 return part.norms()
-            except ConfigError as error:
+            except NotApplicable as error:
                 self._give_up(error)
         return torch.full((count,), math.nan)
 
-    def _give_up(self, error: ConfigError) -> None:
+    def _give_up(self, error: NotApplicable) -> None:
+        """All norms are unknown from now on; the reason stands in ``given_up``."""
         if self._norms is not None:
             self._norms.release()
             self._norms = None
-        self._given_up(error.reason if isinstance(error, NotApplicable) else error.message)
+        self.given_up = error.reason
 
 
 def trains_adapters(model: nn.Module) -> bool:
-    """Whether only a small part of a model is trained."""
+    """Whether only adapters of PEFT, or another small part of a model, are trained."""
+    trained_names = {name for name, p in model.named_parameters() if p.requires_grad}
+    try:
+        if trained_names == set(parameters_of(model, "adapters")):
+            return True
+    except ConfigError:  # it has none
+        pass
     sizes = [(p.requires_grad, int(getattr(p, "ds_numel", p.numel()))) for p in model.parameters()]
     trained = sum(size for requires_grad, size in sizes if requires_grad)
     return trained <= SMALL_SHARE * sum(size for _, size in sizes)

@@ -86,6 +86,7 @@ class BatchObserver:
         self._pending: list[tuple[torch.Tensor, ...]] = []
         self._handle: RemovableHandle | None = None
         self._norms: NormObserver | None = None
+        self._ids_came = False
 
     def watch(self, model: nn.Module, norms: NormObserver | None = None) -> None:
         """Hook the module whose forward gets the batch (inside DDP and the like).
@@ -109,6 +110,22 @@ class BatchObserver:
             self._handle.remove()
             self._handle = None
 
+    @property
+    def norms_given_up(self) -> str | None:
+        """Why norms cannot be observed, once that is known."""
+        return None if self._norms is None else self._norms.given_up
+
+    def without_norms(self) -> None:
+        """Observe losses only, from now on."""
+        if self._norms is not None:
+            self._norms.release()
+            self._norms = None
+
+    def passed(self) -> None:
+        """The backward pass of a batch is over: what comes next is not the training's."""
+        if self._norms is not None:
+            self._norms.release()
+
     @contextmanager
     def batch(self, inputs: dict[str, Any]) -> Iterator[None]:
         """Take our keys out of a batch and watch the forward passes inside.
@@ -118,6 +135,7 @@ class BatchObserver:
         """
         ids = inputs.pop(ID_COLUMN, None)
         first_loss, row_tokens = inputs.pop(FIRST_LOSS_COLUMN, None), inputs.pop(ROW_TOKENS, None)
+        self._ids_came = self._ids_came or ids is not None
         if ids is not None and self._handle is not None:
             labels = inputs.get("labels")
             self._batch = _Batch(ids, first_loss, row_tokens, labels)
@@ -131,7 +149,8 @@ class BatchObserver:
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         batch = self._batch
-        if batch is None or batch.seen or not module.training:
+        # A pass without gradients, or in eval mode, is not the training's.
+        if batch is None or batch.seen or not module.training or not torch.is_grad_enabled():
             return
         with self._clock.running(), torch.no_grad():
             batch.seen = True
@@ -149,6 +168,11 @@ class BatchObserver:
     def flush(self) -> Observed:
         """What was seen since the last call."""
         if not self._pending:
+            if self._ids_came:
+                raise DataError(
+                    "the model made no training pass over its batches: it is in eval mode, or its "
+                    "gradients are off; call model.train()"
+                )
             raise DataError(
                 "no training batch carried example ids; the trainer's dataset, collator or "
                 "remove_unused_columns dropped the hbo columns: pass the mixture's own dataset"
@@ -186,9 +210,10 @@ def _losses(output: Any, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor] | N
         )
     if getattr(output, "logits", None) is None or batch.labels is None:
         return None
-    rows = _rows(batch, output.logits.shape[0], output.logits.shape[1] - 1)
+    logits = output.logits[:, output.logits.shape[1] - batch.labels.shape[1] :]  # no virtual tokens
+    rows = _rows(batch, logits.shape[0], logits.shape[1] - 1)
     return example_losses_from_logits(
-        output.logits, batch.labels, rows=rows, num_examples=len(batch.example_ids)
+        logits, batch.labels, rows=rows, num_examples=len(batch.example_ids)
     )
 
 

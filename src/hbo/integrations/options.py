@@ -29,8 +29,8 @@ class BalanceOptions:
         measure_every: One training step in so many shows gradient norms; ``None``: each where
             adapters are trained, else one in ten.
         norm_scope: Trained parameters that a gradient norm covers, ``"all"``, ``"blocks"`` or
-            ``"adapters"``; ``None``: ``"all"`` where they are probed, ``"blocks"`` observed, since
-            a fused loss goes around the output head.
+            ``"adapters"``; ``None``: ``"blocks"`` with observed signals, since a fused loss goes
+            around the output head, ``"all"`` with ``signals="probe"``.
         seed: Seed of the draws and probes; ``None``: the trainer's ``data_seed`` or ``seed``.
         resume: What to do with a checkpoint whose balancing state is of another run (other data,
             policy or settings): ``"exact"``: refuse it, ``"anew"``: keep its weights and optimiser,
@@ -63,6 +63,11 @@ class BalanceOptions:
             if value is not None and value < 1:
                 raise ConfigError(f"balance.{name} is {value}; at least 1")
 
+        if self.measure_every is not None and not self.observed:
+            raise ConfigError(
+                "balance.measure_every is of no use with balance.signals 'probe', which reads no "
+                "norms off training; drop one of them"
+            )
         if not 0.0 <= self.top_up < math.inf:
             raise ConfigError(f"balance.top_up is {self.top_up}; at least 0")
 

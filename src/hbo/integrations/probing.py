@@ -68,6 +68,7 @@ def dataset_probe(
     """
     has_first_loss = FIRST_LOSS_COLUMN in dataset.column_names
     packed = is_packed(dataset)
+    segments = sum(len(row) for row in dataset[SEGMENTS_COLUMN]) if packed else len(dataset)
 
     def rows(example_ids: IntArray) -> dict[str, Any]:
         columns = dict(dataset[example_ids.tolist()])
@@ -101,4 +102,5 @@ def dataset_probe(
         pad_id=pad_id,
         dtype=dtype,
         notice=notice,
+        examples_per_row=segments / len(dataset),
     )

@@ -77,7 +77,10 @@ class SavingMixin:
             np.frombuffer(name.encode(), np.uint8).astype(np.float64),
             "checkpoints to resume from: put output_dir on a disk that all share",
         )
-        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.engine.stop()
 
     def _newest_checkpoint(self) -> str | bool:
         trainer: Any = self

@@ -1,4 +1,4 @@
-"""Cells of which training showed too little in an interval, for a small probe to fill up."""
+"""What a probe has to measure: signals, and cells of which training showed too little."""
 
 from __future__ import annotations
 
@@ -12,13 +12,26 @@ from hbo.balancer import Balancer
 from hbo.errors import ConfigError
 from hbo.measure.probe import LOSS_SIGNALS, Probe
 from hbo.measure.sharding import check_probe
-from hbo.signals import GRADIENT_NORM, PERPLEXITY_RATIO
+from hbo.signals import (
+    FIRST_LOSS,
+    GRADIENT_NORM,
+    LOSS,
+    PERPLEXITY,
+    PERPLEXITY_RATIO,
+    TOKENS,
+)
 
 if TYPE_CHECKING:
     from hbo.policies.actor import BoolArray
 
+OBSERVABLE = frozenset({LOSS, FIRST_LOSS, PERPLEXITY, PERPLEXITY_RATIO, TOKENS, GRADIENT_NORM})
 FORWARD, BOTH_WAYS = 1.0, 3.0
 """Work on an example: a forward pass; a forward and a backward pass, as in training."""
+
+
+def signals_to_probe(needs: frozenset[str], source: str) -> frozenset[str]:
+    """Which of a policy's signals have to be probed: all, or only what training does not show."""
+    return needs - {TOKENS, FIRST_LOSS} if source == "probe" else needs - OBSERVABLE
 
 
 def lacking(
@@ -57,7 +70,8 @@ def lacking(
         return
     counts = np.array([np.min([now.table(n).counts for n in names], axis=0) for names, _ in kinds])
     costs = np.array([work * enough for _, work in kinds])
-    trained = BOTH_WAYS * balancer.policy.interval * balancer.draws_per_step
+    drawn = balancer.policy.interval * balancer.draws_per_step
+    trained = BOTH_WAYS * drawn * probe.examples_per_row
     ties = np.random.default_rng([probe.seed % 2**64, balancer.step]).random(counts.size)
     chosen = _fewest(counts, costs, counts < enough, ties, share * trained)
     for (names, _), cells in zip(kinds, chosen, strict=True):

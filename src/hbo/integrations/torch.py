@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from hbo.balancer import Balancer, Update
 from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
+from hbo.data.packing import is_packed
 from hbo.errors import ConfigError
 from hbo.integrations.engine import Engine
 from hbo.integrations.loader import ExampleIdCollator
@@ -89,6 +90,7 @@ class BalancedLoop:
 
     Example:
         >>> loop = BalancedLoop(model, mixture, "hbo", steps=100, batch_size=8)  # doctest: +SKIP
+        >>> model.train()  # doctest: +SKIP
         >>> for batch in loop.loader(collate):  # doctest: +SKIP
         ...     with loop.watch(batch):
         ...         loss = model(**batch).loss
@@ -113,6 +115,11 @@ class BalancedLoop:
         run_log: RunLog | None = None,
     ) -> None:
         options = options or BalanceOptions()
+        if is_packed(mixture.dataset):
+            raise ConfigError(
+                "the mixture's rows are packed, and a loop's own collator would let the examples of"
+                " a row see each other; give it the mixture as build_mixture made it"
+            )
         seed = options.seed or 0
         chosen = make_policy(policy) if isinstance(policy, str) else policy
         rank, world_size = world()
@@ -189,7 +196,10 @@ class BalancedLoop:
 
     def step(self) -> Update | None:
         """An optimiser step is done; the update, where one was made."""
-        return self.engine.finish_step(self._model)
+        update = self.engine.finish_step(self._model)
+        if self.balancer.step >= self._steps:
+            self.engine.stop()
+        return update
 
     def metrics(self) -> dict[str, float]:
         """Per-subset loss, tokens, share, probability and passes since the last call."""

@@ -237,6 +237,7 @@ class TokenBudget:
 
 
 def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator said so."""
     """Whether an allocator of any device gave up."""
     # The allocators of CPUs, of Apple's GPUs and of cuBLAS have no exception type of their own.
     words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")

@@ -86,6 +86,7 @@ class Probe:
         pad_id: Any id of the vocabulary.
         dtype: Autocast to this type; ``None``: the weights' own.
         scope: Trained parameters that a per-example gradient norm covers.
+        examples_per_row: Mean examples of a row that is drawn; more than 1 where rows are packed.
         notice: Told, in one line, when memory ran out.
 
     Raises:
@@ -103,6 +104,7 @@ class Probe:
     pad_id: int = 0
     dtype: torch.dtype | None = None
     scope: Scope = DEFAULT_SCOPE
+    examples_per_row: float = 1.0
     notice: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:

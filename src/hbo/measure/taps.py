@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hbo.errors import ConfigError
+from hbo.measure.batches import is_out_of_memory
 from hbo.measure.forward import head_of as head_of
 from hbo.measure.layer_norms import Dense, Layer, Layout, Lookup, layer_of
 
@@ -163,8 +164,14 @@ class Record:
     def add(self, layer: Layer, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
         """Add what one layer contributes."""
         if self._problem is None:
-            with self._clock():
-                self._add(layer, inputs, gradient)
+            try:
+                with self._clock():
+                    self._add(layer, inputs, gradient)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._head = None
+                self._problem = f"memory ran out at a layer ({type(layer.module).__name__})"
 
     def _add(self, layer: Layer, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
         self._measured[layer.module] += 1

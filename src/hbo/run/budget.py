@@ -176,8 +176,8 @@ def signal_cost(
         step in how many shows its norms, ``None`` where none does; ``updates``: how many; forward
         and backward passes of all probes; ``share``: of training's work.
     """
-    from hbo.integrations.engine import signals_to_probe
     from hbo.integrations.observed_norms import COST, steps_apart
+    from hbo.integrations.top_up import signals_to_probe
     from hbo.measure.probe import LOSS_SIGNALS
 
     balance = loaded.config.balance
