@@ -132,7 +132,8 @@ def check_apart(trainer: Any) -> None:
     """
     model = trainer.model
     parts = (parameter.is_meta or not parameter.numel() for parameter in model.parameters())
-    if not getattr(trainer, "padding_free", False) or any(parts):
+    elsewhere = getattr(model, "device", None) != trainer.args.device  # FSDP, DeepSpeed: not yet
+    if not getattr(trainer, "padding_free", False) or any(parts) or elsewhere:
         return
     with undisturbed(model, gradients=False), torch.no_grad(), trainer.accelerator.autocast():
         one, other = (_second_of_two(trainer, first) for first in (1, 2))
