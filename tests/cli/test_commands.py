@@ -124,6 +124,20 @@ def test_plan_for_people_names_notices_and_warnings(workspace: Path, hbo):
         assert "notice: training.use_cpu is unset: true" in said.out
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ("norm_scope=adapters", "balance.norm_scope: is 'adapters', and none are trained"),
+        ("measure_every=5", "balance.measure_every: is of no use with signals: probe"),
+    ],
+)
+def test_plan_finds_norms_that_nothing_could_measure(workspace: Path, hbo, change: str, text: str):
+    probing = ["--set", "balance.signals=probe"] if "every" in change else []
+    said = hbo("plan", "config.yaml", *probing, "--set", f"balance.{change}")
+    assert (said.status, said.err.count("\n")) == (2, 1)
+    assert text in said.err
+
+
 def test_plan_writes_nothing(workspace: Path, hbo):
     before = sorted(workspace.rglob("*"))
     assert hbo("plan", "config.yaml").status == 0

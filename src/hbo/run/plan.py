@@ -150,6 +150,9 @@ def plan_of(prepared: Prepared) -> Plan:
     draws = expected_draws(probabilities, budget.draws, caps)
     policy = policy_of(loaded)
     adapters = bool(prepared.settings.tuning.use_peft)
+    if config.balance.norm_scope == "adapters" and not adapters:
+        text = "is 'adapters', and none are trained; set tuning.use_peft, or use all or blocks"
+        raise loaded.error(("balance", "norm_scope"), text)
     examples = sum(len(part.encoded.encoded) for part in prepared.parts)
     cost = signal_cost(loaded, mixture, budget, policy, probabilities, adapters, examples) | {
         "scoring_passes": _scoring_passes(prepared, scores is not None)
