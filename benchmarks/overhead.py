@@ -157,7 +157,8 @@ class Bench:
             mixture=self.mixture,
             policy="prop" if kind == STATIC else HBO(update_interval=interval),
             balance=BalanceOptions(
-                signals="probe" if kind == PROBED else "observed", measure_every=1
+                signals="probe" if kind == PROBED else "observed",
+                measure_every=None if kind == PROBED else 1,
             ),
             **common_arguments,
         )
