@@ -14,6 +14,7 @@ import common
 import numpy as np
 import torch
 
+from hbo import Balancer, make_policy
 from hbo.assets import path, resolve_model
 from hbo.cli.output import quiet_libraries
 from hbo.data.build import BuiltMixture, assemble
@@ -135,6 +136,19 @@ def make(options: argparse.Namespace) -> Material:
         name: _encode(name, rows, renderer, options.max_length) for name, rows in records.items()
     }
     return Material(folder, options.device, options.clock, subsets)
+
+
+def drawn(mixture: BuiltMixture, per_step: int, steps: int, seed: int) -> tuple[np.ndarray, str]:
+    """Ids that fixed proportional weights draw in so many steps, and the hash of them."""
+    balancer = Balancer(
+        mixture.mixture,
+        make_policy("prop"),
+        seed=seed,
+        draws_per_step=per_step,
+        limits=mixture.limits,
+    )
+    ids = np.concatenate([balancer.advance() for _ in range(steps)])
+    return ids, balancer.stream_sha256
 
 
 def facts(benchmark: str, options: argparse.Namespace, made: Material) -> dict[str, Any]:

@@ -38,7 +38,7 @@ import numpy as np
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from hbo import HBO, BalancedSFTTrainer, Balancer, make_policy
+from hbo import HBO, BalancedSFTTrainer, Balancer
 from hbo.cli.output import quiet_libraries
 from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
 from hbo.integrations.observed_norms import steps_apart
@@ -114,15 +114,7 @@ class Bench:
     @cached_property
     def drawn(self) -> tuple[np.ndarray, str]:
         """Ids that fixed proportional weights draw, and the hash of them."""
-        balancer = Balancer(
-            self.mixture.mixture,
-            make_policy("prop"),
-            seed=SEED,
-            draws_per_step=self.batch,
-            limits=self.mixture.limits,
-        )
-        ids = np.concatenate([balancer.advance() for _ in range(self.steps + 1)])
-        return ids, balancer.stream_sha256
+        return material.drawn(self.mixture, self.batch, self.steps + 1, SEED)
 
     def trainer(
         self, kind: str, folder: str, interval: int, callbacks: Sequence[Any] = (), share: int = 1

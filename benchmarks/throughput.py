@@ -29,7 +29,7 @@ import numpy as np
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from hbo import BalancedSFTTrainer, Balancer, make_policy
+from hbo import BalancedSFTTrainer
 from hbo.cli.output import quiet_libraries
 from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
 from hbo.integrations.trl import pack_rows
@@ -91,15 +91,7 @@ class Bench:
     @cached_property
     def drawn(self) -> tuple[np.ndarray, str]:
         """Ids that fixed proportional weights draw, and the hash of them."""
-        balancer = Balancer(
-            self.mixture.mixture,
-            make_policy("prop"),
-            seed=SEED,
-            draws_per_step=self.rows_per_step,
-            limits=self.mixture.limits,
-        )
-        ids = np.concatenate([balancer.advance() for _ in range(self.steps + 1)])
-        return ids, balancer.stream_sha256
+        return material.drawn(self.mixture, self.rows_per_step, self.steps + 1, SEED)
 
     @cached_property
     def tokens(self) -> int:

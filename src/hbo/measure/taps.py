@@ -13,7 +13,7 @@ from torch import nn
 
 from hbo.errors import ConfigError
 from hbo.measure.batches import is_out_of_memory
-from hbo.measure.forward import head_of as head_of
+from hbo.measure.forward import head_of
 from hbo.measure.layer_norms import Dense, Layer, Layout, Lookup, layer_of
 
 Scope = Literal["all", "blocks", "adapters"]
@@ -31,7 +31,7 @@ Those of training are told, since a fused loss goes around the output head (``tr
 
 
 class NotApplicable(ConfigError):
-    """The taps do not hold for this model: a probe goes the slow way, a training is refused."""
+    """The taps do not hold for this model: a probe goes the slow way, a training is probed."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
