@@ -11,6 +11,7 @@ import numpy as np
 
 from hbo.mixture import FloatArray, IntArray, Mixture
 from hbo.signals import (
+    CELL_SIGNALS,
     EXAMPLE_SIGNALS,
     FIRST_LOSS,
     LARGEST,
@@ -30,7 +31,7 @@ MAX_LOG_RATIO = 20.0
 """exp of more than this (4.8e8) says nothing more about an example than that it is broken."""
 
 _EXAMPLE_NAMES = tuple(sorted(EXAMPLE_SIGNALS))
-_WHOLE_NAMES = tuple(sorted(WHOLE_SIGNALS))
+_WHOLE_NAMES = (*sorted(WHOLE_SIGNALS), *sorted(CELL_SIGNALS))
 
 
 def alone(array: FloatArray) -> FloatArray:
@@ -51,11 +52,13 @@ class Observations:
     def __init__(self, mixture: Mixture) -> None:
         self._mixture = mixture
         subsets, groups = mixture.sizes.shape
-        # Sums, squares and counts per cell; sum and count of the values measured whole; sums of
-        # (loss x tokens, tokens) per subset, and how many examples had tokens but no finite loss.
+        # Sums, squares and counts per cell; sum and count of the values measured whole, per subset
+        # or per cell; sums of (loss x tokens, tokens) per subset, and how many examples had tokens
+        # but no finite loss.
         self._shapes: dict[str, tuple[int, ...]] = {
             **dict.fromkeys(_EXAMPLE_NAMES, (3, subsets, groups)),
-            **dict.fromkeys(_WHOLE_NAMES, (2, subsets)),
+            **dict.fromkeys(sorted(WHOLE_SIGNALS), (2, subsets)),
+            **dict.fromkeys(sorted(CELL_SIGNALS), (2, subsets, groups)),
             "totals": (3, subsets),
         }
         self._local, self._now = _Tables(self._shapes), _Tables(self._shapes)
@@ -88,7 +91,7 @@ class Observations:
         ]
 
     def observe_whole(self, name: str, values: FloatArray) -> None:
-        """Add (K,) values measured on whole subsets; NaN where this rank measured none."""
+        """Add values measured whole, (K,) or (K, G); NaN where this rank measured none."""
         known = np.isfinite(values)
         kept = np.where(known, np.clip(values, -LARGEST, LARGEST), 0.0)
         self._local.tables[name] += [kept, known.astype(np.float64)]

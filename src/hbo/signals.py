@@ -28,13 +28,56 @@ BATCH_GRADIENT_NORM = "batch_gradient_norm"
 """Per subset: L2 norm of the gradient of one batch's loss (Eq. 7)."""
 GRADIENT_COSINE = "gradient_cosine"
 """Per subset: mean cosine of its batch gradient with those of all subsets."""
+HIDDEN_COSINE = "hidden_cosine"
+"""Per subset: mean cosine of its mean last hidden state with those of all subsets, itself too."""
+CELL_HIDDEN_COSINE = "cell_hidden_cosine"
+"""Per cell: the same among all cells."""
+LOOKAHEAD_GAIN = "lookahead_gain"
+"""Per subset: fall of the loss of a batch after one gradient step on it, nats per token."""
+
+HELDOUT_LOSS = "heldout_loss"
+"""Per subset: mean loss of its validation examples, nats per response token."""
+HELDOUT_COSINE = "heldout_cosine"
+"""Per subset: mean cosine of its batch gradient with the held-out gradients of all subsets."""
+HELDOUT_ENTROPY = "heldout_entropy"
+"""Per subset: mean entropy of the model's next-token law over held-out response tokens, nats."""
+HELDOUT_END_ENTROPY = "heldout_end_entropy"
+"""Per subset: the same at the last response token of each held-out example."""
+HELDOUT_PREDICTED = "heldout_predicted"
+"""Per subset: 1 - geometric mean probability of the likeliest token, held-out (PRETP of UAT)."""
+HELDOUT_EXPECTED = "heldout_expected"
+"""Per subset: 1 - mean over passes of the probability of held-out responses (EXPTP of UAT)."""
+HELDOUT_VARIANCE = "heldout_variance"
+"""Per subset: variance over passes with dropout of that probability (VARTP of UAT)."""
+HELDOUT_VARIATION = "heldout_variation"
+"""Per subset: both together (COMEV of UAT)."""
 
 RESOLUTION = 2.0**30
 """Steps per unit to which values are rounded before they are summed."""
 LARGEST = 1e100
 """Values beyond are cut to this: their squares, and sums of those, are still finite."""
 
-WHOLE_SIGNALS = frozenset({BATCH_GRADIENT_NORM, GRADIENT_COSINE})
+UNCERTAINTIES = frozenset(
+    {
+        HELDOUT_ENTROPY,
+        HELDOUT_END_ENTROPY,
+        HELDOUT_PREDICTED,
+        HELDOUT_EXPECTED,
+        HELDOUT_VARIANCE,
+        HELDOUT_VARIATION,
+    }
+)
+HELDOUT_SIGNALS = frozenset({HELDOUT_LOSS, HELDOUT_COSINE}) | UNCERTAINTIES
+"""Measured on validation examples, which are never trained on."""
+WHOLE_SIGNALS = HELDOUT_SIGNALS | {
+    BATCH_GRADIENT_NORM,
+    GRADIENT_COSINE,
+    HIDDEN_COSINE,
+    LOOKAHEAD_GAIN,
+}
+"""One value per subset, measured whole."""
+CELL_SIGNALS = frozenset({CELL_HIDDEN_COSINE})
+"""One value per cell, measured whole."""
 EXAMPLE_SIGNALS = frozenset({LOSS, FIRST_LOSS, PERPLEXITY, PERPLEXITY_RATIO, GRADIENT_NORM, TOKENS})
 
 
@@ -128,7 +171,8 @@ class Signals:
         now: Tables of the interval that ends with this update, by signal name.
         before: The same of the interval before it; empty at the first update.
         first: The same of the first interval in which the signal was measured.
-        whole: One value per subset measured whole, by name: (K,), NaN where not measured.
+        whole: What is measured whole, by name: (K,) of ``WHOLE_SIGNALS``, (K, G) of
+            ``CELL_SIGNALS``; NaN where not measured.
         step: Optimiser steps done.
         sizes: (K, G) examples per cell.
         draws: (K, G) draws consumed so far.
@@ -148,9 +192,10 @@ class Signals:
         return SignalTable.empty(*self.sizes.shape) if found is None else found
 
     def whole_values(self, name: str) -> FloatArray:
-        """(K,) values measured whole; NaN where there are none."""
+        """(K,) values measured whole, (K, G) of ``CELL_SIGNALS``; NaN where there are none."""
         found = self.whole.get(name)
-        return np.full(len(self.sizes), np.nan) if found is None else found
+        shape = self.sizes.shape if name in CELL_SIGNALS else self.sizes.shape[:1]
+        return np.full(shape, np.nan) if found is None else found
 
 
 def add_values(table: FloatArray, cells: IntArray, values: FloatArray) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hbo.signals import EXAMPLE_SIGNALS, WHOLE_SIGNALS, Signals, SignalTable
+from hbo.signals import CELL_SIGNALS, EXAMPLE_SIGNALS, WHOLE_SIGNALS, Signals, SignalTable
 
 
 def table_of(means, counts=4, spread=0.1):
@@ -33,7 +33,7 @@ def every_signal(sizes, values, *, step=200):
     return signals_of(
         sizes,
         step,
-        whole=dict.fromkeys(WHOLE_SIGNALS, values[:, 0]),
+        whole=dict.fromkeys(WHOLE_SIGNALS, values[:, 0]) | dict.fromkeys(CELL_SIGNALS, values),
         before=dict.fromkeys(EXAMPLE_SIGNALS, 2 * values),
         **dict.fromkeys(EXAMPLE_SIGNALS, values),
     )

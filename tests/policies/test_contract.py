@@ -7,7 +7,7 @@ import pytest
 
 from hbo.errors import ConfigError
 from hbo.policies import POLICIES, make_policy
-from hbo.signals import EXAMPLE_SIGNALS, WHOLE_SIGNALS
+from hbo.signals import CELL_SIGNALS, EXAMPLE_SIGNALS, WHOLE_SIGNALS
 from tests.policies.recordings import write_recording
 from tests.policies.signal_cases import WILD, every_signal, random_signals
 
@@ -85,7 +85,7 @@ def test_weights_given_with_the_datasets_are_accepted(made, name):
 @pytest.mark.parametrize("name", POLICIES)
 def test_needs_are_known_signals_and_intervals_count_steps(made, name):
     policy = made(name, ORDINARY)
-    assert policy.needs <= EXAMPLE_SIGNALS | WHOLE_SIGNALS
+    assert policy.needs <= EXAMPLE_SIGNALS | WHOLE_SIGNALS | CELL_SIGNALS
     assert policy.needs_at(0) == policy.needs
     assert policy.needs_at(policy.interval) <= policy.needs
     assert policy.interval in (10, 20)
