@@ -13,7 +13,15 @@ import yaml
 
 from tests.support.workspace import write_config
 
-FILES = {"config.yaml", "run.jsonl", "summary.json", "report.html", "model", "checkpoint-4"}
+FILES = {
+    "config.yaml",
+    "run.jsonl",
+    "summary.json",
+    "report.html",
+    "heldout.json",
+    "model",
+    "checkpoint-4",
+}
 
 
 @pytest.fixture
@@ -41,6 +49,29 @@ def test_a_run_leaves_its_files_and_can_be_used(trained: Path, hbo):
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in model)
     check_refused_and_finished(trained, hbo)
     check_results(trained, hbo)
+
+
+def test_the_validation_half_is_measured_where_asked_for(workspace: Path, hbo):
+    assert hbo("train", "config.yaml", "--set", "evaluation.validation=true").status == 0
+    run = workspace / "run"
+    rows = json.loads((run / "heldout.json").read_text())["splits"]
+    assert list(rows) == ["validation", "test"]
+    told = {
+        event["split"]: event["subsets"]
+        for event in events(run)
+        if event["event"] == "evaluation" and event["step"] == 4
+    }
+    for half, subsets in rows.items():
+        for name, row in subsets.items():
+            weighted = sum(a * b for a, b in zip(row["losses"], row["tokens"], strict=True))
+            assert weighted / sum(row["tokens"]) == pytest.approx(told[half][name]["loss"])
+            if row["correct"] is not None:
+                right = sum(row["correct"]) / len(row["correct"])
+                assert right == pytest.approx(told[half][name]["accuracy"])
+    summary = json.loads((run / "summary.json").read_text())["subsets"]
+    assert {name: row["holdout_loss_after"] for name, row in summary.items()} == {
+        name: row["loss"] for name, row in told["test"].items()
+    }
 
 
 def check_summary(run: Path) -> None:

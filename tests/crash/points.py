@@ -87,7 +87,7 @@ WAYS = {
     "half a line": _half_line,
 }
 
-_LOG, _EVALUATE = "hbo.runlog:RunLog.write", "hbo.run.train:evaluate_test"
+_LOG, _EVALUATE = "hbo.runlog:RunLog.write", "hbo.run.train:evaluate_half"
 _WEIGHTS, _TRAINER = "transformers.modeling_utils:safe_save_file", "transformers.trainer_callback"
 _STATE = f"{_TRAINER}:TrainerState.save_to_json"
 

@@ -22,8 +22,8 @@ SAID = frozenset({"stopped", "damaged-checkpoint"})
 # things of a step (its probe, its checkpoint) come after the question whether to stop.
 AT_ONCE = {
     "scoring": (train, "measured_scores", 1, 0),
-    "evaluation before": (train, "evaluate_test", 1, 0),
-    "evaluation after": (train, "evaluate_test", 2, 4),
+    "evaluation before": (train, "evaluate_half", 1, 0),
+    "evaluation after": (train, "evaluate_half", 2, 4),
     "final save": (train, "write_whole", 1, 4),
 }
 PATIENT = {

@@ -147,6 +147,7 @@ class EvaluationSection(Section):
 
     holdout: float = Field(0.1, gt=0.0, le=0.5)
     before: bool = True
+    validation: bool = False
     benchmarks: list[Name] = Field(default_factory=list)
     tokens_per_batch: int = Field(4096, ge=1, le=MOST)
     max_examples: int | None = Field(None, ge=1, le=MOST)

@@ -10,7 +10,7 @@ from hbo.config import LoadedConfig, load_config
 from hbo.errors import DataError
 from hbo.run import folder as files
 from hbo.run.files import json_text, write_whole
-from hbo.run.heldout import evaluate_test, to_json
+from hbo.run.heldout import evaluate_half, to_json
 from hbo.run.models import load_model
 from hbo.run.prepare import Prepared, prepare
 from hbo.run.progress import bar, say
@@ -42,7 +42,7 @@ def evaluate_run(folder: Path | str) -> dict[str, Any]:
         )
     prepared = prepare(loaded, say)
     with bar("evaluating") as done:
-        results = evaluate_test(_model(prepared, model_folder), prepared, done)
+        results = evaluate_half(_model(prepared, model_folder), prepared, "test", done)
     if not is_main():
         return {}
     evaluation = {"schema": SCHEMA, "split": "test", "step": _step(folder), **to_json(results)}

@@ -30,9 +30,9 @@ def disk_is_full(error: BaseException) -> bool:
     return any(words in str(error).lower() for words in _FULL_WORDS)
 
 
-def json_text(value: Any) -> str:
-    """A JSON document, indented, readable in any language."""
-    return json.dumps(finite(value), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+def json_text(value: Any, indent: int | None = 2) -> str:
+    """A JSON document, readable in any language; indented, or on one line."""
+    return json.dumps(finite(value), ensure_ascii=False, indent=indent, allow_nan=False) + "\n"
 
 
 def write_whole(path: Path, text: str) -> None:

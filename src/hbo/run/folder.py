@@ -18,12 +18,13 @@ from hbo.errors import ConfigError, EnvironmentProblem
 from hbo.integrations.checkpoints import checkpoints_in
 from hbo.run.files import write_whole
 
-CONFIG, LOG, SUMMARY, REPORT, EVALUATION, MODEL = (
+CONFIG, LOG, SUMMARY, REPORT, EVALUATION, HELDOUT, MODEL = (
     "config.yaml",
     "run.jsonl",
     "summary.json",
     "report.html",
     "evaluation.json",
+    "heldout.json",
     "model",
 )
 
@@ -92,13 +93,19 @@ def clear(folder: Path) -> None:
     for path in checkpoints_in(folder).values():
         shutil.rmtree(path)
     shutil.rmtree(folder / MODEL, ignore_errors=True)
-    for name in (CONFIG, LOG, SUMMARY, REPORT, EVALUATION):
+    for name in (CONFIG, LOG, SUMMARY, REPORT, EVALUATION, HELDOUT):
         (folder / name).unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> None:
     """Remove what a killed process left half written."""
-    for pattern in (f"{LOG}.*.tmp", f".{CONFIG}.tmp", f".{SUMMARY}.tmp", ".report-*.html"):
+    for pattern in (
+        f"{LOG}.*.tmp",
+        f".{CONFIG}.tmp",
+        f".{SUMMARY}.tmp",
+        f".{HELDOUT}.tmp",
+        ".report-*.html",
+    ):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from hbo.data.formats import response_text
 from hbo.evaluation.examples import HeldoutExample, find_options
@@ -14,18 +14,25 @@ from hbo.run.ranks import all_ranks
 Done = Callable[[int, int], None]
 
 
-def evaluate_test(
-    model: Any, prepared: Prepared, done: Done | None = None
+Half = Literal["validation", "test"]
+
+
+def evaluate_half(
+    model: Any, prepared: Prepared, half: Half, done: Done | None = None
 ) -> dict[str, HeldoutResult]:
-    """Loss, perplexity and accuracy on the test half of each subset, by all ranks together.
+    """Loss, perplexity and accuracy on one half of what is held out, by all ranks together.
 
     Args:
         model: On its device, with or without adapters; the same weights on all ranks.
         prepared: The mixture.
+        half: ``validation``, which may guide a choice, or ``test``, which is only reported on.
         done: Told of (examples done, all).
     """
     settings = prepared.loaded.config.evaluation
-    subsets = {part.name: part.test[: settings.max_examples] for part in prepared.parts}
+    subsets = {
+        part.name: (part.test if half == "test" else part.validation)[: settings.max_examples]
+        for part in prepared.parts
+    }
     return evaluate_heldout(
         model,
         prepared.tokenizer,
@@ -65,4 +72,33 @@ def to_json(results: Mapping[str, HeldoutResult]) -> dict[str, Any]:
             "perplexity": together.perplexity,
             "accuracy": together.accuracy,
         },
+    }
+
+
+def examples_to_json(
+    step: int, halves: Mapping[Half, Mapping[str, HeldoutResult]]
+) -> dict[str, Any]:
+    """``heldout.json``: what was measured on each example, for those who compare runs.
+
+    Args:
+        step: Optimiser steps of the model that was measured.
+        halves: Half -> subset -> result; examples are in the same order in every run of the same
+            data, since what is held out depends neither on the seed nor on the policy.
+    """
+    return {
+        "schema": 1,
+        "step": step,
+        "splits": {
+            half: {name: _row(result) for name, result in results.items()}
+            for half, results in halves.items()
+        },
+    }
+
+
+def _row(result: HeldoutResult) -> dict[str, Any]:
+    return {
+        "losses": result.losses.tolist(),
+        "tokens": result.tokens.tolist(),
+        "correct": None if result.correct is None else result.correct.astype(int).tolist(),
+        "grading": result.grading,
     }

@@ -5,19 +5,20 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hbo.config import LoadedConfig
 from hbo.data.assemble import BuiltMixture
 from hbo.errors import EnvironmentProblem, StateError
+from hbo.evaluation.heldout import HeldoutResult
 from hbo.integrations.checkpoints import STATE_KEY, Checkpoint
 from hbo.run import folder as files
 from hbo.run.budget import policy_of
 from hbo.run.environment import versions
 from hbo.run.files import disk_is_full, json_text, write_whole
-from hbo.run.heldout import evaluate_test, to_json
+from hbo.run.heldout import Half, evaluate_half, examples_to_json, to_json
 from hbo.run.models import load_model
 from hbo.run.plan import Plan
 from hbo.run.prepare import Prepared
@@ -67,6 +68,7 @@ class _Run:
     model: Any = None
     loading_seconds: float = 0.0
     scoring_seconds: float = 0.0
+    measured: dict[Half, Mapping[str, HeldoutResult]] = field(default_factory=dict)
 
     @property
     def seconds_before(self) -> float:
@@ -97,12 +99,14 @@ class _Run:
         self.scoring_seconds = time.perf_counter() - start - self.loading_seconds
         return build(self.prepared, scores)
 
-    def evaluate(self, model: Any, step: int, title: str) -> dict[str, Any]:
-        """Held-out evaluation, noted in the run log."""
-        say(f"evaluating {title}")
+    def evaluate(self, model: Any, step: int, title: str, half: Half = "test") -> dict[str, Any]:
+        """Evaluation on held-out examples: noted in the run log, each of them in ``measured``."""
+        say(f"evaluating {title}" + ("" if half == "test" else f" on the {half} half"))
         with bar("evaluating") as done:
-            result = to_json(evaluate_test(model, self.prepared, done))
-        self.log.write("evaluation", step=step, split="test", **result)
+            found = evaluate_half(model, self.prepared, half, done)
+        self.measured[half] = found
+        result = to_json(found)
+        self.log.write("evaluation", step=step, split=half, **result)
         return result
 
     def begin(self, mixture: BuiltMixture) -> None:
@@ -260,6 +264,8 @@ def _train(run: _Run, mixture: BuiltMixture, notes: list[tuple[str, str]]) -> di
             "training.learning_rate (checkpoints with such weights are passed over)",
             where=str(run.folder),
         )
+    if run.loaded.config.evaluation.validation:
+        run.evaluate(trainer.watched_model, steps, "the trained model", "validation")
     after = run.evaluate(trainer.watched_model, steps, "the trained model")
     summary = make_summary(
         balance=trainer.balance_summary(),
@@ -382,5 +388,7 @@ def _finish(run: _Run, trainer: Any, summary: dict[str, Any]) -> None:
     (run.folder / files.MODEL / "training_args.bin").unlink(missing_ok=True)
     write_card(run.loaded.config, summary, run.folder / files.MODEL)
     run.log.write("end", step=summary["steps"], summary=finite(summary))
+    heldout = examples_to_json(summary["steps"], run.measured)
+    write_whole(run.folder / files.HELDOUT, json_text(heldout, indent=None))
     write_whole(run.folder / files.SUMMARY, json_text(summary))
     write_report(run.folder)
