@@ -336,3 +336,15 @@ def test_the_growth_benchmark_leaves_out_what_memory_does_not_hold(quick):
     # 0.57 million parameters of 4 bytes; the same again for gradients, where all are trained.
     result, _ = quick("growth", "--parts", "model", "--memory", "0.003")
     assert [(row["model"], row["tuning"]) for row in result["model"]] == [("tiny", "lora")]
+
+
+def test_figure_2_is_worked_out_from_the_released_actor(load, tmp_path):
+    benchmark = load("figure2")
+    benchmark.main(["--quick", "--json", str(tmp_path / "figure2.json")])
+    result = json.loads((tmp_path / "figure2.json").read_text(encoding="utf-8"))
+    far = [float(row[-1]) for row in result["pace"]]
+    assert far[-1] == 0 < min(far[:-1])
+    # A sine of 17 points peaks again one period later; noise of one step's memory nowhere.
+    wave = np.sin(2 * np.pi * np.arange(86) / 17)
+    assert benchmark.first_peak(wave) > 0.6
+    assert benchmark.first_peak(np.random.default_rng(0).normal(size=5000)) < 0.1
