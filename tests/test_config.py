@@ -3,6 +3,7 @@
 # ruff: noqa: E501  (a table of cases reads best with one case a line)
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -395,3 +396,65 @@ def test_no_secret_is_written():
         "training": {"hub_token": "hf_secret"},
     }
     assert "hf_secret" not in str(from_mapping(values).config.plain())
+
+
+@pytest.fixture
+def family(tmp_path: Path):
+    """Write a base and the configuration that extends it; returns the latter's path."""
+
+    def files(base: str, child: str) -> Path:
+        (tmp_path / "base.yaml").write_text(base)
+        (tmp_path / "child.yaml").write_text(child)
+        return tmp_path / "child.yaml"
+
+    return files
+
+
+SHORT = (
+    "model: m\ndatasets: {a: {path: x, weight: 1}, b: {path: y, weight: 2}}\ntraining: {lr: 1}\n"
+)
+
+
+def test_a_configuration_extends_another_key_by_key(family):
+    child = "extends: base.yaml\ndatasets: {b: {weight: 5}, c: {path: z, weight: 1}}\nseed: 3\n"
+    values = load_config(family(SHORT, child)).config
+    assert (values.model, values.seed, values.training) == ("m", 3, {"lr": 1})
+    assert {name: (s.path, s.weight) for name, s in values.datasets.items()} == {
+        "a": ("x", 1),
+        "b": ("y", 5),
+        "c": ("z", 1),
+    }
+    assert values.output_dir == "runs/child"
+    assert "extends" not in values.plain()
+
+
+def test_null_takes_away_what_the_other_file_says(family):
+    child = "extends: base.yaml\ndatasets: {a: null, b: {weight: null}}\ntraining: null\n"
+    values = load_config(family(SHORT, child)).config
+    assert (list(values.datasets), values.datasets["b"].weight, values.training) == (
+        ["b"],
+        None,
+        {},
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "child", "message"),
+    [
+        (SHORT, "extends: base.yaml\nseed: x\n", r"child\.yaml:2: seed: "),
+        (SHORT + "seed: x\n", "extends: base.yaml\n", r"base\.yaml:4: seed: "),
+        (SHORT, "extends: other.yaml\n", r"child\.yaml:1: extends: other\.yaml: no such"),
+        (SHORT, "\nextends: [base.yaml]\n", r"child\.yaml:2: extends: must be the name of one"),
+        (SHORT, "extends: child.yaml\n", r"child\.yaml:1: extends: child\.yaml leads back here"),
+        (
+            "extends: child.yaml\n",
+            "extends: base.yaml\n",
+            r"base\.yaml:1: extends: child\.yaml lea",
+        ),
+        ("a: [", "extends: base.yaml\n", r"base\.yaml:1: not valid YAML"),
+    ],
+)
+def test_errors_of_extended_files_name_the_file_that_is_wrong(family, base, child, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config(family(base, child))
+    assert re.search(message, str(caught.value)), str(caught.value)

@@ -1,7 +1,9 @@
-"""``hbo simulate``: a policy on a toy learner, in a second."""
+"""``hbo simulate``: policies on a toy learner, in seconds."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -10,8 +12,14 @@ import typer
 from hbo.cli.options import AsJson
 from hbo.cli.output import print_json, quiet_libraries
 
-PolicyName = Annotated[
-    str, typer.Option("--policy", metavar="NAME", help="hbo, prop, temp, uni, ...")
+ALL = "all"
+PolicyNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        metavar="NAME",
+        help="hbo (default), prop, temp, uni, ...; several, or all: a table of them.",
+    ),
 ]
 Fields = Annotated[
     list[str] | None,
@@ -22,39 +30,78 @@ Groups = Annotated[int, typer.Option(help="Difficulty groups of each subset.")]
 Steps = Annotated[int, typer.Option(help="Optimiser steps.")]
 Batch = Annotated[int, typer.Option(help="Examples of a step.")]
 Seed = Annotated[int, typer.Option(help="Of the toy, its noise and the draws.")]
+Seeds = Annotated[
+    int, typer.Option(min=1, help="Of several policies: seeds from --seed on, a toy for each.")
+]
 Imbalance = Annotated[float, typer.Option(help="Size of the largest subset over the smallest.")]
+Overfit = Annotated[
+    float, typer.Option(help="Rise of a cell's held-out loss with each pass after the first.")
+]
 
 
 def simulate(
-    policy: PolicyName = "hbo",
+    policy: PolicyNames = None,
     set_: Fields = None,
     subsets: Subsets = 8,
     groups: Groups = 4,
     steps: Steps = 600,
     batch: Batch = 16,
     seed: Seed = 0,
+    seeds: Seeds = 3,
     imbalance: Imbalance = 50.0,
+    overfit: Overfit = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Run a policy on a toy learner with known dynamics; shows where it goes and what it costs."""
+    """Run policies on a toy learner with known dynamics; shows where they go and what they cost."""
+    names = policy or ["hbo"]
+    fields = _fields(set_ or ())
+    settings: dict[str, Any] = {
+        "num_subsets": subsets,
+        "num_groups": groups,
+        "steps": steps,
+        "batch": batch,
+        "imbalance": imbalance,
+        "overfit": overfit,
+    }
+    if len(names) > 1 or ALL in names:
+        _several(names, range(seed, seed + seeds), fields, settings, as_json)
+    else:
+        _one(names[0], fields, settings | {"seed": seed}, as_json)
+
+
+def _one(name: str, fields: dict[str, Any], settings: dict[str, Any], as_json: bool) -> None:
+    from hbo.policies import make_policy
     from hbo.simulate import UPDATES, render_text
     from hbo.simulate import simulate as run
 
-    fields = {"update_interval": max(1, steps // UPDATES), **_fields(set_ or ())}
+    interval = {"update_interval": max(1, settings["steps"] // UPDATES)}
     with quiet_libraries():
-        result = run(
-            _policy(policy, fields),
-            num_subsets=subsets,
-            num_groups=groups,
-            steps=steps,
-            batch=batch,
-            seed=seed,
-            imbalance=imbalance,
-        )
+        result = run(make_policy(name, interval | fields), **settings)
     if as_json:
-        print_json(_to_json(policy, result))
+        print_json(_to_json(name, result))
     else:
         print(render_text(result))
+
+
+def _several(
+    names: Sequence[str],
+    seeds: Sequence[int],
+    fields: dict[str, Any],
+    settings: dict[str, Any],
+    as_json: bool,
+) -> None:
+    from hbo.simulate import render_standings, runnable, side_by_side
+
+    chosen = [one for name in names for one in (runnable() if name == ALL else [name])]
+    with quiet_libraries():
+        standings = side_by_side(list(dict.fromkeys(chosen)), seeds, fields=fields, **settings)
+    if not as_json:
+        print(render_standings(standings))
+        return
+    rows = [dataclasses.asdict(standing) for standing in standings]
+    for row in rows:  # JSON has no NaN
+        row["regret_error"] = row["regret_error"] if math.isfinite(row["regret_error"]) else None
+    print_json({"schema": 1, "seeds": list(seeds), "policies": rows})
 
 
 def _fields(overrides: Sequence[str]) -> dict[str, Any]:
@@ -65,12 +112,6 @@ def _fields(overrides: Sequence[str]) -> dict[str, Any]:
     for text in overrides:
         apply_override(document, text)
     return document.values
-
-
-def _policy(name: str, fields: dict[str, Any]) -> Any:
-    from hbo.policies import make_policy
-
-    return make_policy(name, fields)
 
 
 def _to_json(policy: str, result: Any) -> dict[str, Any]:

@@ -11,15 +11,37 @@ from typing import Any
 
 from hbo.errors import ConfigError
 from hbo.policies.base import Policy, PolicyState
+from hbo.policies.curriculum import Curriculum
+from hbo.policies.doremi import DoReMi
+from hbo.policies.dynamic_loading import DynamicLoading
+from hbo.policies.dynamixsft import DynamixSFT
 from hbo.policies.fields import nearest
 from hbo.policies.hbo import HBO
+from hbo.policies.loss import Loss
+from hbo.policies.mos import MoS
+from hbo.policies.mos_plus import MoSPlus
+from hbo.policies.msft import MSFT
+from hbo.policies.multidds import MultiDDS
+from hbo.policies.multiuat import MultiUAT
+from hbo.policies.odm import ODM
 from hbo.policies.replay import Replay
 from hbo.policies.schedule import Schedule
 from hbo.policies.static import Prior, Static
 
 __all__ = [
     "HBO",
+    "MSFT",
+    "ODM",
     "POLICIES",
+    "Curriculum",
+    "DoReMi",
+    "DynamicLoading",
+    "DynamixSFT",
+    "Loss",
+    "MoS",
+    "MoSPlus",
+    "MultiDDS",
+    "MultiUAT",
     "Policy",
     "PolicyState",
     "Preset",
@@ -118,6 +140,19 @@ POLICIES: dict[str, Preset] = {
             "prior_fit": True,
         },
     ),
+    # The paper's dynamic baselines.
+    "multidds": Preset(MultiDDS),
+    "multiuat": Preset(MultiUAT),
+    "mos": Preset(MoS),
+    "mos-plus": Preset(MoSPlus),
+    # Beyond the paper's baselines.
+    "odm": Preset(ODM),
+    "doremi": Preset(DoReMi),
+    "dynamic-loading": Preset(DynamicLoading),
+    "dynamixsft": Preset(DynamixSFT),
+    "msft": Preset(MSFT),
+    "curriculum": Preset(Curriculum),
+    "loss": Preset(Loss),
 }
 """Every policy by name; calling an entry with the policy's fields as keywords makes it."""
 
