@@ -241,3 +241,51 @@ def test_ranks_share_the_scoring_and_get_the_same_mixture():
         assert shared.mixture.fingerprint == alone.mixture.fingerprint
         assert shared.dataset["hbo_first_loss"][:] == alone.dataset["hbo_first_loss"][:]
     assert len(passes) == needed and set(passes) == {0, 1}
+
+
+def test_the_easiest_share_of_each_subset_is_left_out():
+    encoded = EncodedSubset(
+        tuple(Encoded(np.array([1, n]), np.array([-100, n])) for n in range(2, 12)),
+        np.arange(10),
+        np.array([], dtype=np.int64),
+    )
+    scores, losses = np.array([5.0, 1, 9, 2, 8, 3, 7, 4, 6, 0]), np.arange(10.0)
+    built = assemble(
+        {"a": encoded}, {"a": scores}, groups=2, first_losses={"a": losses}, drop_easiest=0.35
+    )
+    assert built.mixture.sizes.tolist() == [[4, 3]]
+    assert built.rows.tolist() == [0, 5, 7, 8, 2, 4, 6]
+    assert built.dataset["hbo_first_loss"][:] == built.rows.tolist()
+
+
+def test_held_out_examples_are_encoded_and_kept_apart_from_what_is_drawn():
+    heldout = {
+        "copies": tiny_records(3, seed=5, kind="copy", layout="messages"),
+        "adding": Dataset.from_list(tiny_records(2, seed=5, kind="add")),
+    }
+    lines = []
+    built = build(heldout=heldout, notice=lines.append)
+    without = build()
+    assert built.mixture.fingerprint == without.mixture.fingerprint
+    assert built.dataset["input_ids"][:] == without.dataset["input_ids"][:]
+    assert not without.heldout
+    assert set(built.heldout) == set(heldout) and not lines
+    renderer = Renderer(tiny_tokenizer())
+    for name, records in heldout.items():
+        for found, record in zip(built.heldout[name], records, strict=True):
+            expected = renderer.encode(record)
+            assert found.input_ids.tolist() == expected.input_ids.tolist()
+            assert found.labels.tolist() == expected.labels.tolist()
+
+
+def test_held_out_records_are_checked_as_training_records_are():
+    with pytest.raises(ConfigError, match="heldout has 'other', which is no subset; the subsets"):
+        build(heldout={"other": tiny_records(1)})
+    with pytest.raises(DataError, match="held-out set 'tiny': row 0"):
+        build(heldout={"tiny": [{"nothing": 1}]})
+    with pytest.raises(DataError, match=r"held-out set 'tiny' holds splits \(train\)"):
+        build(heldout={"tiny": {"train": []}})
+    lines, long = [], {"prompt": "x" * 99, "completion": "y"}
+    built = build(heldout={"tiny": [long, *tiny_records(1)]}, max_length=60, notice=lines.append)
+    assert len(built.heldout["tiny"]) == 1
+    assert lines == ["held-out set 'tiny': 1 examples dropped, as truncation left no response"]

@@ -1,9 +1,12 @@
+import math
+
 import numpy as np
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hbo.data.holdout import halve, hold_out, rows_without
+from hbo.data.holdout import halve, hold_out, rows_without, some_rows
 from hbo.errors import ConfigError, DataError
 
 fractions = st.floats(min_value=0, max_value=0.5, exclude_min=True)
@@ -97,3 +100,13 @@ def test_halves_of_a_given_set(prompts):
 def test_rows_without():
     assert rows_without(["a", "b", "a", "c"], ["a", "x"]).tolist() == [1, 3]
     assert rows_without([], ["a"]).tolist() == []
+
+
+@given(st.lists(st.text(max_size=3), min_size=1, max_size=60), st.floats(0.01, 1.0))
+def test_a_share_of_the_prompts_is_part_of_any_larger_share(prompts, share):
+    rows = some_rows(prompts, share)
+    chosen = {prompts[row] for row in rows}
+    assert len(chosen) == math.ceil(share * len(set(prompts)))
+    assert rows.tolist() == [row for row, prompt in enumerate(prompts) if prompt in chosen]
+    assert set(rows) <= set(some_rows(prompts, min(1.0, 1.5 * share)))
+    assert len(some_rows(prompts, 1.0)) == len(prompts)

@@ -74,3 +74,15 @@ def test_what_could_not_be_measured_is_hardest_and_infinity_comes_before_it() ->
 def test_what_cannot_be_grouped_is_refused(scores: np.ndarray, groups: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         assign_groups(scores, groups)
+
+
+@given(SCORES, st.integers(1, 7), st.floats(0.0, 0.99))
+def test_what_is_dropped_is_the_easiest_and_the_rest_is_grouped_as_if_alone(
+    scores: list[float], groups: int, share: float
+) -> None:
+    values = np.array(scores)
+    found = assign_groups(values, groups, share)
+    kept = found >= 0
+    assert (~kept).sum() == int(share * len(scores))
+    assert found[kept].tolist() == assign_groups(values[kept], groups).tolist()
+    assert not (values[~kept][:, None] > values[kept]).any()

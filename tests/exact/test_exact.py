@@ -24,11 +24,12 @@ from tests.exact.world import (
 WHOLE = Life(Cut(1, 8, 1))
 CUTS = [Cut(1, 8, 1), Cut(2, 4, 1), Cut(4, 2, 1), Cut(1, 1, 8), Cut(2, 2, 2)]
 LOADERS = [(0, None), (2, 1), (4, None)]
+FAST = {"inner_steps": 10, "actor_learning_rate": 0.1}
 SETTINGS = {
     "static": {"weights": [1, 2, 3]},
     "schedule": {"points": [(0, [3, 1, 1]), (8, [1, 3, 1]), (16, [1, 1, 3])]},
     "hbo": {"local_interval": 8},
-    "hbo-paper": {"inner_steps": 10, "actor_learning_rate": 0.1},
+    **dict.fromkeys(("hbo-paper", "multidds", "multiuat", "mos", "mos-plus"), FAST),
     # Its prior is fitted in some ten thousand steps, at every start.
     "hbo-released": {
         "inner_steps": 10,

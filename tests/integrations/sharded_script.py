@@ -27,12 +27,14 @@ from hbo.measure.batches import collate
 from hbo.measure.examples import Encoded
 from hbo.measure.forward import bare_model
 from hbo.measure.probe import PROBED_SIGNALS, Probe
+from hbo.measure.sharding import GRADIENT_SIGNALS
 from hbo.measure.training_norms import TrainingNorms
+from hbo.measure.uncertainty import SPREADS
 from hbo.mixture import Mixture
 from hbo.policies import make_policy
-from hbo.signals import GRADIENT_NORM, LOSS
+from hbo.signals import GRADIENT_NORM, LOOKAHEAD_GAIN, LOSS
 from tests.integrations.conftest import SUBSETS
-from tests.measure.cases import random_examples
+from tests.measure.cases import random_examples, random_heldout
 from tests.support.tiny import tiny_model, tiny_records, tiny_tokenizer
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -81,16 +83,29 @@ def train(built: BuiltMixture, wrap: Wrap, policy: str, signals: str, **fields: 
 
 def probe(**settings: Any) -> Probe:
     """Two examples of each cell, by random tokens."""
-    defaults = {"examples_per_cell": 2, "first_loss": lambda ids: 0.01 * ids}
+    defaults = {
+        "examples_per_cell": 2,
+        "first_loss": lambda ids: 0.01 * ids,
+        "heldout": random_heldout(MIXTURE.num_subsets),
+        "learning_rate": lambda: 0.1,
+    }
     return Probe(MIXTURE, lambda ids: [EXAMPLES[i] for i in ids], **(defaults | settings))
 
 
-def values(model: nn.Module, wanted: Any = PROBED_SIGNALS, **settings: Any) -> dict[str, Any]:
+ONE_PASS = PROBED_SIGNALS - SPREADS
+"""What needs no dropout."""
+SHARDED = ONE_PASS - {LOOKAHEAD_GAIN}
+"""What a sharded model can be probed for."""
+FORWARD = SHARDED - GRADIENT_SIGNALS
+"""What takes forward passes only."""
+
+
+def values(model: nn.Module, wanted: Any = SHARDED, **settings: Any) -> dict[str, Any]:
     """What this rank hands in: signal -> [ids, values], or values of the subsets."""
     rank, size = world()
     found = probe(**settings).measure(model, wanted, 3, rank=rank, world_size=size)
     examples = {name: [part.tolist() for part in pair] for name, pair in found.examples.items()}
-    return examples | {name: column.tolist() for name, column in found.whole.items()}
+    return examples | {name: column.ravel().tolist() for name, column in found.whole.items()}
 
 
 def lora(model: Any) -> nn.Module:
@@ -138,6 +153,7 @@ def local(tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 def trained(wrap: Wrap, *, probed: bool) -> list[Any]:
     """All that three steps of AdamW with dropout leave, probed with gradients there or not."""
+    everything = SHARDED | SPREADS if wrap is fsdp2 else PROBED_SIGNALS
     torch.manual_seed(world()[0])
     model = wrap(tiny_model(dropout=0.3)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -145,10 +161,10 @@ def trained(wrap: Wrap, *, probed: bool) -> list[Any]:
     for step in range(3):
         ids = torch.as_tensor(EXAMPLES[3 * step + world()[0]].input_ids.astype(np.int64))[None]
         if probed:
-            values(model)
+            values(model, everything, dropout_passes=2)
         model(input_ids=ids, labels=ids).loss.backward()
         if probed:
-            values(model)
+            values(model, everything, dropout_passes=2)
             values(model, {LOSS})  # forward alone, and then the weights change
         trace += [local(parameter.grad) for parameter in model.parameters()]
         optimizer.step()
@@ -226,7 +242,7 @@ def refusals_of_fsdp2() -> list[str]:
     return [
         refusal(lambda model=model: values(model, {GRADIENT_NORM}))
         for model in (hooked, divided, waiting)
-    ]
+    ] + [refusal(lambda: values(fsdp2(tiny_model()), {LOOKAHEAD_GAIN}))]
 
 
 def without_memory() -> str:
@@ -251,7 +267,7 @@ def under_ddp() -> dict[str, Any]:
         return done
 
     model.register_comm_hook(None, count)
-    found = values(model)
+    found = values(model, ONE_PASS)
     probed = len(reductions)
     ids = torch.tensor([[1, 2, 3]])
     model(input_ids=ids, labels=ids).loss.backward()
@@ -268,7 +284,7 @@ def under_fsdp1(use_orig_params: bool) -> dict[str, Any]:
     """Losses, and refused gradients."""
     model = fsdp1(tiny_model(), use_orig_params=use_orig_params)
     return {
-        "values": values(model, {LOSS}),
+        "values": values(model, FORWARD),
         "gradient": refusal(lambda: values(model, {GRADIENT_NORM})),
         "inside": refusal(lambda: values(model.module, {LOSS})),
     }

@@ -136,10 +136,16 @@ def test_a_sharded_run_with_probes_is_bit_for_bit_the_run_without(
 
 def test_gradients_that_fsdp2_would_not_average_are_refused(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        hooked, divided, waiting = rank["refused"]
+        hooked, divided, waiting, _step = rank["refused"]
         assert "hooks run after each gradient" in hooked
         assert "set_gradient_divide_factor" in divided
         assert "at the end of an optimiser step" in waiting
+
+
+def test_a_step_on_sharded_parameters_is_refused(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        step = rank["refused"][3]
+        assert "takes a step on whole parameters, and FSDP2 (fully_shard) shards them" in step
 
 
 def test_no_rank_shrinks_a_shared_batch_alone(ranks: list[dict[str, Any]]) -> None:
@@ -152,14 +158,14 @@ def test_probes_under_ddp_reduce_nothing_and_are_dealt(ranks: list[dict[str, Any
         assert rank["ddp probes"]["reductions"] == 0
         assert rank["ddp probes"]["of a training step"] > 0
         assert len(rank["ddp probes"]["values"][LOSS][0]) in (4, 5)
-    expected = sharded_script.values(tiny_model())
+    expected = sharded_script.values(tiny_model(), sharded_script.ONE_PASS)
     together = put_together([rank["ddp probes"]["values"] for rank in ranks])
     assert_same_values(together, put_together([expected]))
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_fsdp1_gives_losses_and_refuses_gradients(ranks: list[dict[str, Any]], number: int) -> None:
-    expected = sharded_script.values(tiny_model(), {LOSS})
+    expected = sharded_script.values(tiny_model(), sharded_script.FORWARD)
     together = put_together([rank["fsdp1 probes"][number]["values"] for rank in ranks])
     assert_same_values(together, put_together([expected]))
     for rank in ranks:

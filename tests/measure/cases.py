@@ -34,6 +34,11 @@ def random_examples(count: int, seed: int = 0, longest: int = 30) -> list[Encode
     ]
 
 
+def random_heldout(subsets: int, seed: int = 7, count: int = 5) -> list[list[Encoded]]:
+    """Held-out examples of each subset, fewer of each than of the one before."""
+    return [random_examples(max(count - k, 2), seed + k) for k in range(subsets)]
+
+
 def two_turns(seed: int = 0) -> Encoded:
     """Prompt, response, prompt, response: labels in two pieces."""
     first, second = random_examples(2, seed)

@@ -8,10 +8,10 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from hbo.errors import ConfigError
 from hbo.measure.examples import IGNORED, Encoded
+from hbo.measure.gradient_cosines import gradient_cosines
 from hbo.measure.gradient_norm import (
     batch_gradient_norm,
     example_gradient_norms,
-    gradient_cosines,
     norms_one_by_one,
 )
 from tests.measure.cases import VOCABULARY, naive_loss, random_examples

@@ -11,13 +11,21 @@ from hbo.errors import EnvironmentProblem
 from hbo.measure.batches import TokenBudget
 from hbo.measure.gradient_norm import batch_gradient_norm, example_gradient_norms
 from hbo.measure.probe import PROBED_SIGNALS, Probe
+from hbo.measure.uncertainty import SPREADS
 from hbo.mixture import Mixture
 from hbo.signals import GRADIENT_NORM
-from tests.measure.cases import CPU_FULL, CUDA_FULL, out_of_memory_above, random_examples
+from tests.measure.cases import (
+    CPU_FULL,
+    CUDA_FULL,
+    out_of_memory_above,
+    random_examples,
+    random_heldout,
+)
 from tests.support.tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 
+ONE_PASS = PROBED_SIGNALS - SPREADS
 MIXTURE = Mixture(("large", "small"), np.array([[6, 6], [3, 2]]))
 EXAMPLES = random_examples(MIXTURE.num_examples)
 
@@ -27,6 +35,8 @@ def probe(lines):
         MIXTURE,
         lambda ids: [EXAMPLES[index] for index in ids],
         lambda ids: 0.01 * ids,
+        heldout=random_heldout(2),
+        learning_rate=lambda: 0.1,
         tokens_per_batch=400,
         notice=lines.append,
     )
@@ -44,7 +54,7 @@ def assert_same(found, expected):
         assert np.array_equal(found.examples[name][0], ids)
         np.testing.assert_allclose(found.examples[name][1], values, rtol=1e-4)
     for name, values in expected.whole.items():
-        np.testing.assert_allclose(found.whole[name], values, rtol=1e-4)
+        np.testing.assert_allclose(found.whole[name], values, rtol=1e-3)
 
 
 @pytest.mark.parametrize("error", [CUDA_FULL, CPU_FULL], ids=["cuda", "cpu"])
@@ -54,19 +64,19 @@ def assert_same(found, expected):
     ids=["forward", "backward", "lora"],
 )
 def test_a_probe_shrinks_says_so_and_remembers(make, backward, error):
-    expected = probe([]).measure(make(), PROBED_SIGNALS, 0)
+    expected = probe([]).measure(make(), ONE_PASS, 0)
     model, lines = make(), []
     model.train()
     sizes = out_of_memory_above(model, 100, error, backward=backward)
     prober = probe(lines)
-    assert_same(prober.measure(model, PROBED_SIGNALS, 0), expected)
+    assert_same(prober.measure(model, ONE_PASS, 0), expected)
     assert 1 <= len(lines) <= 3
     line = r"out of memory in a probe of (\d+) tokens; batches of (\d+) from now on"
     size, half = (int(number) for number in re.fullmatch(line, lines[0]).groups())
     assert size in sizes and size > 100 and half == size // 2
     assert model.training and all(parameter.grad is None for parameter in model.parameters())
     sizes.clear()
-    assert_same(prober.measure(model, PROBED_SIGNALS, 0), expected)
+    assert_same(prober.measure(model, ONE_PASS, 0), expected)
     assert max(sizes) <= 100 and len(lines) <= 3
 
 

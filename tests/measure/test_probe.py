@@ -11,22 +11,26 @@ from peft import LoraConfig, get_peft_model
 from hbo.errors import ConfigError
 from hbo.measure.batches import collate
 from hbo.measure.examples import IGNORED, Encoded
+from hbo.measure.gradient_cosines import gradient_cosines
 from hbo.measure.gradient_norm import (
     batch_gradient_norm,
     example_gradient_norms,
-    gradient_cosines,
 )
 from hbo.measure.probe import PROBED_SIGNALS, Probe
+from hbo.measure.uncertainty import SPREADS
 from hbo.mixture import Mixture
 from hbo.signals import (
     BATCH_GRADIENT_NORM,
+    CELL_HIDDEN_COSINE,
+    CELL_SIGNALS,
     GRADIENT_COSINE,
     GRADIENT_NORM,
     LOSS,
     PERPLEXITY,
     PERPLEXITY_RATIO,
+    WHOLE_SIGNALS,
 )
-from tests.measure.cases import naive_losses, random_examples
+from tests.measure.cases import naive_losses, random_examples, random_heldout
 from tests.support.tiny import tiny_model
 
 # peft asks Transformers by a name that is on its way out.
@@ -34,6 +38,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 MIXTURE = Mixture(("large", "small", "tiny"), np.array([[6, 6], [3, 2], [1, 0]]))
 EXAMPLES = random_examples(MIXTURE.num_examples)
+HELDOUT = random_heldout(MIXTURE.num_subsets)
+ONE_PASS = PROBED_SIGNALS - SPREADS
 
 
 def get_examples(ids):
@@ -41,7 +47,13 @@ def get_examples(ids):
 
 
 def probe(**settings):
-    settings = {"examples_per_cell": 2, "first_loss": lambda ids: 0.01 * ids} | settings
+    settings = {
+        "examples_per_cell": 2,
+        "first_loss": lambda ids: 0.01 * ids,
+        "heldout": HELDOUT,
+        "heldout_examples": 4,
+        "learning_rate": lambda: 0.1,
+    } | settings
     return Probe(MIXTURE, get_examples, **settings)
 
 
@@ -151,20 +163,27 @@ def test_only_what_is_wanted_is_measured():
 def test_only_the_asked_cells_are_measured():
     cells = np.zeros((3, 2), dtype=bool)
     cells[1, 0] = True
-    values = probe().measure(tiny_model(), PROBED_SIGNALS, 0, cells=cells)
+    values = probe().measure(tiny_model(), ONE_PASS, 0, cells=cells)
     assert set(MIXTURE.cell_of(values.examples[LOSS][0])) == {2}
     assert np.isnan(values.whole[BATCH_GRADIENT_NORM]).tolist() == [True, False, True]
     assert values.whole[GRADIENT_COSINE][1] == pytest.approx(1)
-    none = probe().measure(tiny_model(), PROBED_SIGNALS, 0, cells=np.zeros((3, 2), dtype=bool))
+    assert np.isnan(values.whole[CELL_HIDDEN_COSINE]).tolist() == [
+        [True, True],
+        [False, False],
+        [True, True],
+    ]
+    none = probe().measure(tiny_model(), ONE_PASS, 0, cells=np.zeros((3, 2), dtype=bool))
     assert len(none.examples[LOSS][0]) == 0 and none.backward_examples == 0
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 def test_the_ranks_together_measure_what_one_rank_does(world_size):
-    model = tiny_model()
-    alone = probe().measure(model, PROBED_SIGNALS, 4)
+    model, prober = tiny_model(dropout=0.2), probe(dropout_passes=2)
+    alone = prober.measure(model, PROBED_SIGNALS, 4)
+    assert set(alone.whole) == PROBED_SIGNALS & (WHOLE_SIGNALS | CELL_SIGNALS)
+    assert sum(np.isfinite(column).all() for column in alone.whole.values()) == 12
     ranks = [
-        probe().measure(model, PROBED_SIGNALS, 4, rank=rank, world_size=world_size)
+        prober.measure(model, PROBED_SIGNALS, 4, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     for name, (ids, values) in alone.examples.items():
@@ -180,11 +199,17 @@ def test_the_ranks_together_measure_what_one_rank_does(world_size):
         np.testing.assert_allclose([together[index] for index in ids], values, rtol=1e-5)
     for name, values in alone.whole.items():
         parts = np.stack([found.whole[name] for found in ranks])
-        assert (np.isfinite(parts).sum(axis=0) == 1).all()
-        np.testing.assert_allclose(np.nansum(parts, axis=0), values, rtol=1e-6)
+        assert np.array_equal(np.isfinite(parts).sum(axis=0), np.isfinite(values))
+        together = np.where(np.isfinite(values), np.nansum(parts, axis=0), np.nan)
+        np.testing.assert_allclose(together, values, rtol=1e-6)
+    for kind in ("forward_examples", "backward_examples"):
+        assert sum(getattr(found, kind) for found in ranks) == getattr(alone, kind)
 
 
-@pytest.mark.parametrize("name", ["examples_per_cell", "gradient_examples_per_cell"])
+COUNTS = ["examples_per_cell", "gradient_examples_per_cell", "heldout_examples", "dropout_passes"]
+
+
+@pytest.mark.parametrize("name", COUNTS)
 def test_a_budget_below_one_is_refused(name):
     with pytest.raises(ConfigError, match=f"{name} must be at least 1, got 0"):
         probe(**{name: 0})
@@ -217,7 +242,8 @@ def train(model, probed, *, autocast=False, checkpointing=False):
             batch = collate([EXAMPLES[(2 * step + micro) % 18], EXAMPLES[step]], 0)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
                 if probed and step == 1:  # also between two micro-batches, gradients half full
-                    probe(examples_per_cell=1).measure(model, PROBED_SIGNALS, step)
+                    some = probe(examples_per_cell=1, heldout_examples=2, dropout_passes=2)
+                    some.measure(model, PROBED_SIGNALS, step)
                 logits = model(
                     input_ids=batch.input_ids, attention_mask=batch.attention_mask
                 ).logits

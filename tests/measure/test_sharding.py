@@ -21,8 +21,15 @@ from hbo.measure.sharding import (
     total_norm,
 )
 from hbo.mixture import Mixture
-from hbo.signals import GRADIENT_NORM, LOSS, PERPLEXITY, PERPLEXITY_RATIO
-from tests.measure.cases import random_examples
+from hbo.signals import (
+    GRADIENT_NORM,
+    HIDDEN_COSINE,
+    LOSS,
+    PERPLEXITY,
+    PERPLEXITY_RATIO,
+    UNCERTAINTIES,
+)
+from tests.measure.cases import random_examples, random_heldout
 from tests.support.tiny import tiny_model
 
 MIXTURE = Mixture(("large", "small"), np.array([[4, 4], [3, 2]]))
@@ -55,7 +62,13 @@ def fsdp1_inside(model):
 
 
 def probe():
-    return Probe(MIXTURE, lambda ids: [EXAMPLES[i] for i in ids], lambda ids: 0.01 * ids)
+    return Probe(
+        MIXTURE,
+        lambda ids: [EXAMPLES[i] for i in ids],
+        lambda ids: 0.01 * ids,
+        heldout=random_heldout(2),
+        learning_rate=lambda: 0.1,
+    )
 
 
 def test_whole_models_are_told_from_sharded_ones():
@@ -78,7 +91,7 @@ def test_gradients_of_zero3_are_refused_with_ways_out(signal):
         check_probe(model, {LOSS, signal})
     with pytest.raises(ConfigError, match="or train with FSDP2, ZeRO-2 or"):
         probe().measure(model, {signal}, 0)
-    check_probe(model, {LOSS, PERPLEXITY, PERPLEXITY_RATIO})
+    check_probe(model, {LOSS, PERPLEXITY, PERPLEXITY_RATIO, HIDDEN_COSINE} | UNCERTAINTIES)
 
 
 def test_the_module_inside_fsdp1_is_refused_for_losses_too_and_nothing_wanted_is_no_error():

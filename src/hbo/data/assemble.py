@@ -37,6 +37,8 @@ class BuiltMixture:
         weights: (K,) given shares, summing to 1; ``None`` where the sizes decide.
         rows: (N,) row of each example among the usable records of its subset.
         dropped: Per subset, how many examples truncation left without a response.
+        heldout: Validation examples by subset, of all subsets or some: what policies that look at
+            held-out data are shown, and nobody trains on.
     """
 
     dataset: Dataset
@@ -45,6 +47,7 @@ class BuiltMixture:
     weights: FloatArray | None = None
     rows: IntArray | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    heldout: Mapping[str, Sequence[Encoded]] = field(default_factory=dict)
 
 
 def assemble(
@@ -55,6 +58,8 @@ def assemble(
     first_losses: Mapping[str, FloatArray] | None = None,
     weights: Mapping[str, float] | None = None,
     limits: Limits | None = None,
+    heldout: Mapping[str, Sequence[Encoded]] | None = None,
+    drop_easiest: float = 0.0,
 ) -> BuiltMixture:
     """Cut encoded subsets into difficulty groups and lay them out as one mixture.
 
@@ -65,6 +70,8 @@ def assemble(
         first_losses: Per subset (n_k,) losses under the untouched model; ``None``: unknown.
         weights: Share of draws of every subset; ``None``: their sizes decide.
         limits: Floors and caps; ``None``: none.
+        heldout: Validation examples of some subsets, or of all.
+        drop_easiest: Share of each subset, its easiest examples, that is left out.
 
     Returns:
         The mixture and its rows: subset by subset, group by group, in original order inside.
@@ -84,8 +91,8 @@ def assemble(
     cells: list[list[Encoded]] = []
     order: dict[str, IntArray] = {}
     for name, subset in subsets.items():
-        group = assign_groups(scores[name], groups)
-        order[name] = np.argsort(group, kind="stable")
+        group = assign_groups(scores[name], groups, drop_easiest)
+        order[name] = np.argsort(group, kind="stable")[np.count_nonzero(group < 0) :]
         members = (np.flatnonzero(group == g).tolist() for g in range(groups))
         cells += [[subset.encoded[i] for i in rows] for rows in members]
     shape = (len(subsets), groups)
@@ -102,6 +109,7 @@ def assemble(
         weights=shares,
         rows=np.concatenate([subsets[name].rows[order[name]] for name in subsets]),
         dropped={name: len(subset.dropped) for name, subset in subsets.items()},
+        heldout=dict(heldout or {}),
     )
 
 

@@ -50,6 +50,7 @@ def build_mixture(
     progress: Progress | None = None,
     notice: Notice | None = None,
     ranks: Ranks = ONE_RANK,
+    heldout: Mapping[str, Iterable[Mapping[str, Any]]] | None = None,
 ) -> BuiltMixture:
     """From datasets to a mixture in one call: normalise, encode, score, cut into groups, lay out.
 
@@ -77,6 +78,9 @@ def build_mixture(
         notice: Called with a line on skipped or dropped records and damaged caches.
         ranks: Who shares the scoring (``hbo.run.ranks.all_ranks()`` in a process group); every
             rank of them calls this with the same subsets. By default each scores all for itself.
+        heldout: Validation examples of some subsets or of all, in the same formats, for policies
+            that look at held-out data (``multidds``, ``multiuat``, ``msft``, ...). Never trained
+            on; what is reported as a result should be measured on other examples again.
 
     Raises:
         ConfigError: A setting is unknown or out of range, or a model or tokenizer is missing.
@@ -93,10 +97,14 @@ def build_mixture(
             "or use 'length' or 'column:NAME'"
         )
     check_plan(tuple(subsets), weights, limits)  # before hours of scoring, not after
+    _check_heldout(subsets, heldout or {})
     notice = notice or (lambda line: None)
     tokenizer = tokenizer or _tokenizer_of(model)
     renderer = renderer or Renderer(tokenizer, max_length=max_length)
     loaded, encoded = _encoded(subsets, renderer, SkippedRecords(on_bad_record), notice)
+    _, validation = _encoded(
+        heldout or {}, renderer, SkippedRecords(on_bad_record), notice, kind="held-out set"
+    )
     alone = difficulty in NEEDS_ALONE
     for name in encoded if alone else ():
         check_alone(difficulty, loaded[name], encoded[name])
@@ -121,7 +129,18 @@ def build_mixture(
         first_losses=None if first is None else {name: s.loss for name, s in first.items()},
         weights=weights,
         limits=limits,
+        heldout={name: subset.encoded for name, subset in validation.items()},
     )
+
+
+def _check_heldout(
+    subsets: Mapping[str, Iterable[Mapping[str, Any]]], heldout: Mapping[str, Any]
+) -> None:
+    unknown = sorted(set(heldout) - set(subsets))
+    if unknown:
+        raise ConfigError(
+            f"heldout has {unknown[0]!r}, which is no subset; the subsets are {', '.join(subsets)}"
+        )
 
 
 def _encoded(
@@ -129,9 +148,12 @@ def _encoded(
     renderer: Renderer,
     bad: SkippedRecords,
     notice: Notice,
+    kind: str = "subset",
 ) -> tuple[dict[str, Subset], dict[str, EncodedSubset]]:
     """Canonical and encoded examples, with a notice of what was left out."""
-    loaded = {name: load_subset(name, _records(name, rows), bad) for name, rows in subsets.items()}
+    loaded = {
+        name: load_subset(name, _records(name, rows, kind), bad) for name, rows in subsets.items()
+    }
     encoded = {
         name: encode_subset(subset, renderer, on_bad=bad.on_bad) for name, subset in loaded.items()
     }
@@ -140,25 +162,25 @@ def _encoded(
     for name, subset in encoded.items():
         if len(subset.dropped):
             notice(
-                f"subset {name!r}: {len(subset.dropped)} examples dropped, "
+                f"{kind} {name!r}: {len(subset.dropped)} examples dropped, "
                 "as truncation left no response"
             )
     return loaded, encoded
 
 
-def _records(name: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
+def _records(name: str, rows: Iterable[Mapping[str, Any]], kind: str) -> Iterator[Record]:
     if isinstance(rows, Mapping):  # a DatasetDict, whose iteration gives the names of its splits
         raise DataError(
-            f"subset {name!r} holds splits ({', '.join(map(str, rows))}): pass one of them"
+            f"{kind} {name!r} holds splits ({', '.join(map(str, rows))}): pass one of them"
         )
     if any(kind.__name__ == "IterableDataset" for kind in type(rows).__mro__):
         raise DataError(
-            f"subset {name!r} is a stream (IterableDataset): difficulty groups and exact draws need"
+            f"{kind} {name!r} is a stream (IterableDataset): difficulty groups and exact draws need"
             " every example by its number; use a map-style dataset, such as load_dataset without"
             " streaming, which maps Arrow files into memory without loading them"
         )
     for number, row in enumerate(rows):
-        where = f"subset {name!r}: row {number}"
+        where = f"{kind} {name!r}: row {number}"
         if not isinstance(row, Mapping):
             raise DataError(f"expected a dict, got {type(row).__name__}", where=where)
         yield Record(None, dict(row), where)

@@ -10,6 +10,7 @@ would leave some small subset with a single test example.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -118,6 +119,27 @@ def rows_without(prompts: Sequence[str], others: Sequence[str]) -> IntArray:
     """
     taken = set(others)
     return np.flatnonzero([prompt not in taken for prompt in prompts]).astype(np.int64)
+
+
+def some_rows(prompts: Sequence[str], share: float) -> IntArray:
+    """Rows of a share of the prompts, chosen by hash: what a smaller share has, a larger one has.
+
+    Args:
+        prompts: (n,) prompt of each row.
+        share: Of the distinct prompts, in (0, 1]; rounded up.
+
+    Returns:
+        Their rows, ascending.
+
+    Example:
+        >>> some_rows(["a", "b", "c", "b"], 0.6).tolist()
+        [0, 1, 3]
+    """
+    distinct, rows = np.unique(np.asarray(prompts, dtype=object), return_inverse=True)
+    _, second = _hashes(distinct)
+    chosen = np.zeros(len(distinct), dtype=bool)
+    chosen[np.argsort(second, kind="stable")[: math.ceil(share * len(distinct))]] = True
+    return np.flatnonzero(chosen[rows])
 
 
 def _hashes(prompts: np.ndarray[tuple[int], np.dtype[np.object_]]) -> tuple[FloatArray, FloatArray]:

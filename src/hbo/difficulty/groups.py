@@ -8,7 +8,7 @@ from hbo.errors import ConfigError
 from hbo.mixture import FloatArray, IntArray
 
 
-def assign_groups(scores: FloatArray, num_groups: int) -> IntArray:
+def assign_groups(scores: FloatArray, num_groups: int, drop_easiest: float = 0.0) -> IntArray:
     """Difficulty group of each example of one subset, 0 the easiest.
 
     Examples are ranked by score, and ranks are cut into G = ``num_groups`` runs. No example is
@@ -23,25 +23,34 @@ def assign_groups(scores: FloatArray, num_groups: int) -> IntArray:
     Args:
         scores: (n,) higher is harder.
         num_groups: G, at least 1.
+        drop_easiest: Share of the examples, the easiest first, that no group gets (rounded down);
+            Table 5 of the paper.
 
     Returns:
-        (n,) group numbers from 0 to G - 1.
+        (n,) group numbers from 0 to G - 1, -1 for what is dropped.
 
     Raises:
-        ConfigError: ``num_groups`` is below 1, or ``scores`` are not one number per example.
+        ConfigError: ``num_groups`` is below 1, ``drop_easiest`` is not in [0, 1), or ``scores`` are
+            not one number per example.
 
     Example:
         >>> assign_groups(np.array([0.9, 0.1, 0.5, np.nan, 0.1]), 2).tolist()
         [1, 0, 0, 1, 0]
+        >>> assign_groups(np.array([0.9, 0.1, 0.5, np.nan, 0.1]), 2, drop_easiest=0.4).tolist()
+        [0, -1, 0, 1, -1]
     """
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1:
         raise ConfigError(f"difficulty scores must be one per example, got shape {values.shape}")
     if num_groups < 1:
         raise ConfigError(f"difficulty.groups must be at least 1, got {num_groups}")
-    each, extra = divmod(values.size, num_groups)
+    if not 0.0 <= drop_easiest < 1.0:
+        raise ConfigError(f"difficulty.drop_easiest is {drop_easiest}; allowed: from 0 to below 1")
+    dropped = int(drop_easiest * values.size)
+    each, extra = divmod(values.size - dropped, num_groups)
     counts = np.full(num_groups, each)
     counts[:extra] += 1
-    groups = np.empty(values.size, dtype=np.int64)
-    groups[np.argsort(values, kind="stable")] = np.repeat(np.arange(num_groups), counts)
+    groups = np.full(values.size, -1, dtype=np.int64)
+    order = np.argsort(values, kind="stable")[dropped:]
+    groups[order] = np.repeat(np.arange(num_groups), counts)
     return groups

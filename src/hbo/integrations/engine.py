@@ -30,14 +30,13 @@ from hbo.integrations.options import BalanceOptions
 from hbo.integrations.ranks import add_over_ranks, check_same_on_all_ranks, world
 from hbo.integrations.top_up import lacking, signals_to_probe
 from hbo.measure.forward import bare_model
-from hbo.measure.sharding import check_probe
 from hbo.measure.taps import parameters_of
 from hbo.mixture import FloatArray
 from hbo.observations import loss_signals
 from hbo.policies import check_recording
 from hbo.policies.actor import BoolArray
 from hbo.runlog import RunLog
-from hbo.signals import GRADIENT_NORM, TOKENS
+from hbo.signals import GRADIENT_NORM, HELDOUT_SIGNALS, TOKENS
 
 if TYPE_CHECKING:
     from hbo.measure.probe import Probe
@@ -57,6 +56,9 @@ class Engine:
         run_log: Where events go.
         first_losses: (K,) mean losses of the subsets under the untouched model, where known.
         unmeasurable: Why norms cannot be read off this training; ``None``: perhaps they can.
+
+    Raises:
+        ConfigError: The policy needs what this probe cannot measure.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Engine:
         self.balancer = make_balancer()
         check_recording(self.balancer.policy, self.balancer.mixture.names)
         self.probed = signals_to_probe(self.balancer.policy.needs, options.signals)
+        self.probe.check_settings(self.probed)
         self._unmeasurable = unmeasurable
         self._norms_probed: str | None = None
         self._measure_every = 0
@@ -140,7 +143,7 @@ class Engine:
         self.observer.watch(model, norms)
         if norms is not None and (reason := self._unmeasurable or norms.given_up) is not None:
             self._probe_norms(reason)
-        check_probe(model, self.probed)
+        self.probe.check(model, self.probed)
 
     def _measures_now(self) -> bool:
         """Whether the step now in training shows its norms."""
@@ -191,9 +194,10 @@ class Engine:
         for key, ours in self._measured_by().items():
             theirs = saved["measured_by"][key]
             if theirs != ours:
+                what = "set of held-out examples" if key == "heldout" else f"balance.{key}"
                 raise OtherRunError(
-                    f"the checkpoint was written with another balance.{key} ({theirs!r}, here "
-                    f"{ours!r}); give the same, or {ANEW}"
+                    f"the checkpoint was written with another {what} ({theirs!r}, here {ours!r}); "
+                    f"give the same, or {ANEW}"
                 )
         first = saved["first_losses"]
         if first is None or self._first_losses is None:
@@ -206,12 +210,10 @@ class Engine:
             )
 
     def _measured_by(self) -> dict[str, Any]:
-        """Options that decide what the rewards are measured on."""
-        options = self.options
-        found = {"signals": options.signals, "probe_examples": options.probe_examples}
-        found["norm_scope"] = options.scope
-        if options.observed:
-            found |= {"measure_every": options.measure_every, "top_up": options.top_up}
+        """What the rewards are measured on: options, and held-out examples."""
+        found = self.options.measured_by(self.probed)
+        if self.probed & HELDOUT_SIGNALS:
+            found["heldout"] = self.probe.heldout_fingerprint
         return found
 
     def stop(self) -> None:

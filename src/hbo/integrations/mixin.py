@@ -131,7 +131,8 @@ class BalancingMixin(SavingMixin):
                 the numbers still).
 
         Raises:
-            ConfigError: A setting of the trainer that balancing cannot honour.
+            ConfigError: A setting of the trainer that balancing cannot honour, or a policy that
+                needs held-out examples of subsets that have none.
             DataError: The trainer's dataset is not the mixture's, or lost a whole subset.
         """
         trainer: Any = self
@@ -169,6 +170,10 @@ class BalancingMixin(SavingMixin):
             pad_id=pad_id_of(trainer),
             dtype=torch.bfloat16 if trainer.args.bf16 else None,
             notice=lambda text: self.engine.warn("probe-memory", text),
+            heldout=mixture.heldout,
+            heldout_examples=options.heldout_examples,
+            dropout_passes=options.dropout_passes,
+            learning_rate=lambda: float(trainer.optimizer.param_groups[0]["lr"]),
         )
         log = run_log if run_log is not None and trainer.is_world_process_zero() else RunLog(None)
         first = mean_first_losses(trainer.train_dataset, table)
@@ -180,6 +185,7 @@ class BalancingMixin(SavingMixin):
             first_losses=first,
             unmeasurable=unmeasurable(trainer.args),
         )
+        self.engine.probe.check(trainer.model, self.engine.probed)
         self.prefetch_notice = fit_look_ahead(trainer.args, self.engine.balancer.lag)
         trainer._signature_columns = None
         trainer.add_callback(BalancingCallback(self))

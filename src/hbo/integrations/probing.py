@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +52,10 @@ def dataset_probe(
     pad_id: int,
     dtype: torch.dtype | None = None,
     notice: Callable[[str], None] | None = None,
+    heldout: Mapping[str, Sequence[Encoded]] | None = None,
+    heldout_examples: int = 32,
+    dropout_passes: int | None = None,
+    learning_rate: Callable[[], float] | None = None,
 ) -> Probe:
     """A probe over the rows of a dataset in the mixture's layout.
 
@@ -65,6 +69,10 @@ def dataset_probe(
         pad_id: Any id of the vocabulary.
         dtype: Autocast type; ``None``: the weights' own.
         notice: Told, in one line, when memory ran out in a probe.
+        heldout: Validation examples by subset, where there are some.
+        heldout_examples: As for ``Probe``, like the two that follow.
+        dropout_passes: Passes with dropout.
+        learning_rate: The present one of the training.
     """
     has_first_loss = FIRST_LOSS_COLUMN in dataset.column_names
     packed = is_packed(dataset)
@@ -103,4 +111,8 @@ def dataset_probe(
         dtype=dtype,
         notice=notice,
         examples_per_row=segments / len(dataset),
+        heldout=[(heldout or {}).get(name, ()) for name in mixture.names],
+        heldout_examples=heldout_examples,
+        dropout_passes=dropout_passes,
+        learning_rate=learning_rate,
     )

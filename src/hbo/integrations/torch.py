@@ -87,6 +87,7 @@ class BalancedLoop:
         pad_id: Any id of the vocabulary, for probes.
         dtype: Autocast type of probes; ``None``: the weights' own.
         run_log: Where events go; only rank 0 should have one.
+        learning_rate: Gives the present one; needed by policies that look a step ahead.
 
     Example:
         >>> loop = BalancedLoop(model, mixture, "hbo", steps=100, batch_size=8)  # doctest: +SKIP
@@ -113,6 +114,7 @@ class BalancedLoop:
         pad_id: int = 0,
         dtype: torch.dtype | None = None,
         run_log: RunLog | None = None,
+        learning_rate: Callable[[], float] | None = None,
     ) -> None:
         options = options or BalanceOptions()
         if is_packed(mixture.dataset):
@@ -144,6 +146,10 @@ class BalancedLoop:
             pad_id=pad_id,
             dtype=dtype,
             notice=lambda text: self.engine.warn("probe-memory", text),
+            heldout=mixture.heldout,
+            heldout_examples=options.heldout_examples,
+            dropout_passes=options.dropout_passes,
+            learning_rate=learning_rate,
         )
         self._model = model
         self._dataset = mixture.dataset

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from hbo.errors import ConfigError
 from hbo.measure.batches import Batch
 from hbo.measure.examples import IGNORED
 from hbo.measure.prefix import Prefix, may_be_cut, prefix_of
@@ -53,11 +54,7 @@ def autocasting(
 def token_losses(model: nn.Module, batch: Batch, prefix: Prefix | None = None) -> torch.Tensor:
     """Negative log-likelihood of every labelled token of a batch.
 
-    The language-model head sees only the hidden states that predict a labelled token: a hook on the
-    head picks them out, and whatever the model does to its logits afterwards (soft-capping, a
-    scale) it still does itself. Where a model has no such head, or uses it in another way, all its
-    logits are computed and the same ones picked. Log-softmax is in fp32, a chunk of tokens at a
-    time.
+    Log-softmax is in fp32, a chunk of tokens at a time.
 
     Works under autograd; runs in the mode (train, eval) and precision that it finds.
 
@@ -80,6 +77,27 @@ def token_losses(model: nn.Module, batch: Batch, prefix: Prefix | None = None) -
         >>> token_losses(model, batch).shape
         torch.Size([2])
     """
+    return _chunked_losses(*response_logits(model, batch, prefix))
+
+
+def response_logits(
+    model: nn.Module, batch: Batch, prefix: Prefix | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits for every labelled token of a batch, and the tokens.
+
+    The language-model head sees only the hidden states that predict a labelled token: a hook on the
+    head picks them out, and whatever the model does to its logits afterwards (soft-capping, a
+    scale) it still does itself. Where a model has no such head, or uses it in another way, all its
+    logits are computed and the same ones picked.
+
+    Args:
+        model: As for ``token_losses``.
+        batch: As there.
+        prefix: As there.
+
+    Returns:
+        (M, V) logits as the model gives them, and (M,) the M tokens with a label, row by row.
+    """
     targets = batch.labels[:, 1:]
     predicting = targets != IGNORED
     module = bare_model(model)
@@ -90,7 +108,54 @@ def token_losses(model: nn.Module, batch: Batch, prefix: Prefix | None = None) -
         logits = module(input_ids=batch.input_ids, **options).logits
     if not picked:
         logits = _predicting_states(logits, predicting)
-    return _chunked_losses(logits.flatten(0, -2), targets[predicting].to(logits.device))
+    return logits.flatten(0, -2), targets[predicting].to(logits.device)
+
+
+def last_hidden_states(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The hidden state of every token of a batch above the last layer, as the head would see it.
+
+    Read by a hook on the decoder, so that the model may be wrapped or patched; the head itself runs
+    on no token.
+
+    Args:
+        model: As for ``token_losses``.
+        batch: (B, T) tensors on the model's device.
+
+    Returns:
+        (B, T, H) states; those of padding are of no meaning, and those of virtual tokens left out.
+
+    Raises:
+        ConfigError: The model does not say which of its modules computes them.
+    """
+    module = bare_model(model)
+    decoder = _decoder_of(module)
+    seen: list[torch.Tensor] = []
+
+    def look(_decoder: nn.Module, _args: Any, output: Any) -> None:
+        state = getattr(output, "last_hidden_state", None)
+        seen.append(output[0] if state is None else state)
+
+    nothing = torch.zeros_like(batch.labels[:, 1:], dtype=torch.bool)
+    handle = decoder.register_forward_hook(look)
+    try:
+        with _head_sees(module, nothing):
+            options = {"attention_mask": batch.attention_mask, "use_cache": False}
+            module(input_ids=batch.input_ids, **options)
+    finally:
+        handle.remove()
+    return seen[-1][:, -batch.input_ids.shape[1] :]
+
+
+def _decoder_of(module: nn.Module) -> nn.Module:
+    get_decoder = getattr(module, "get_decoder", None)
+    decoder = None if get_decoder is None else get_decoder()
+    # A model that knows of none gives itself, whose outputs are logits.
+    if not isinstance(decoder, nn.Module) or decoder is module:
+        raise ConfigError(
+            f"{type(module).__name__} does not say which of its modules computes hidden states "
+            "(get_decoder), so a policy that compares them cannot be used with it"
+        )
+    return decoder
 
 
 def run_prefix(model: nn.Module, ids: torch.Tensor) -> Prefix | None:

@@ -1,4 +1,4 @@
-"""Gradient norms of examples and of batches, and cosines of gradients, by probing."""
+"""Gradients of batches, and gradient norms of examples and of batches, by probing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from hbo.errors import ConfigError
 from hbo.measure.batched_norms import batched_gradient_norms
 from hbo.measure.batches import OutOfMemory, TokenBudget, collate
 from hbo.measure.examples import Encoded
@@ -21,14 +20,10 @@ from hbo.measure.sharding import (
     probed_together,
     sharding_of,
     total_norm,
-    whole,
 )
 from hbo.measure.taps import DEFAULT_SCOPE, NotApplicable, Scope, parameters_of
 from hbo.measure.undisturbed import undisturbed
 from hbo.mixture import FloatArray
-
-MAX_STORED_BYTES = 8 * 2**30
-"""Gradient vectors that ``gradient_cosines`` may hold at a time."""
 
 
 def example_gradient_norms(
@@ -96,7 +91,7 @@ def norms_one_by_one(
     norms = np.full(len(encoded), np.nan)
     for index, example in enumerate(encoded):
         if example.response_tokens:
-            norms[index] = total_norm(_batch_gradient(model, [example], scope=scope, dtype=dtype))
+            norms[index] = total_norm(batch_gradient(model, [example], scope=scope, dtype=dtype))
     return norms
 
 
@@ -131,63 +126,13 @@ def batch_gradient_norm(
     if not response_token_counts(encoded).sum():
         return float("nan")
     return total_norm(
-        _batch_gradient(
+        batch_gradient(
             model, encoded, tokens_per_batch=tokens_per_batch, pad_id=pad_id, dtype=dtype
         )
     )
 
 
-def gradient_cosines(
-    model: nn.Module,
-    batches: Sequence[Sequence[Encoded]],
-    *,
-    tokens_per_batch: TokenBudget | int = 4096,
-    pad_id: int = 0,
-    dtype: torch.dtype | None = None,
-    max_bytes: int = MAX_STORED_BYTES,
-) -> FloatArray:
-    """Cosine of the batch gradients of every two subsets.
-
-    The gradients are those of ``batch_gradient_norm``, held on the CPU in fp32: 4 bytes x K x
-    trainable parameters, which suits adapters and small models.
-
-    Args:
-        model: Causal language model.
-        batches: One batch per subset, K of them.
-        tokens_per_batch: Padded tokens of a micro-batch.
-        pad_id: Any id of the vocabulary.
-        dtype: Autocast to this type; ``None``: the weights' own.
-        max_bytes: Memory that the K gradients may take.
-
-    Returns:
-        (K, K), symmetric, 1 on the diagonal; NaN in the rows and columns of batches without a
-        response token or with a zero gradient.
-
-    Raises:
-        ConfigError: The gradients do not fit in ``max_bytes``, or there is no trainable parameter.
-    """
-    size = sum(part.numel() for part in parameters_of(bare_model(model), "all").values())
-    if (needed := 4 * size * len(batches)) > max_bytes:
-        raise ConfigError(
-            f"gradient cosines of {len(batches)} subsets need {needed / 2**30:.1f} GiB, the limit "
-            f"is {max_bytes / 2**30:.1f} GiB; use another global reward (gradient-norm), or LoRA"
-        )
-    # A NaN row says "unknown" through every product below.
-    units = torch.full((len(batches), size), torch.nan)
-    for row, batch in enumerate(batches):
-        if response_token_counts(batch).sum():
-            gradient = _batch_gradient(
-                model, batch, tokens_per_batch=tokens_per_batch, pad_id=pad_id, dtype=dtype
-            )
-            flat = torch.cat([whole(part).flatten().cpu() for part in gradient])
-            units[row] = flat / total_norm([flat])
-    cosines = np.zeros((len(batches), len(batches)))
-    for part in torch.split(units, 2**20, dim=1):  # a few MiB at a time in fp64
-        cosines += (part.double() @ part.double().T).numpy()
-    return np.clip(cosines, -1.0, 1.0)
-
-
-def _batch_gradient(
+def batch_gradient(
     model: nn.Module,
     encoded: Sequence[Encoded],
     *,
@@ -196,7 +141,11 @@ def _batch_gradient(
     pad_id: int = 0,
     dtype: torch.dtype | None = None,
 ) -> list[torch.Tensor]:
-    """fp32 gradient, one tensor per trained parameter, of the batch's loss per response token."""
+    """fp32 gradient, one tensor per trained parameter, of the batch's loss per response token.
+
+    The arguments are those of ``batch_gradient_norm``, and the scope. The batch must have a
+    response token.
+    """
     module = bare_model(model)
     response_tokens = int(response_token_counts(encoded).sum())
     total: list[torch.Tensor] = []

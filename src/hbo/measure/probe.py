@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,25 +15,29 @@ from torch import nn
 from hbo.errors import ConfigError
 from hbo.measure.batches import TokenBudget
 from hbo.measure.examples import Encoded
-from hbo.measure.gradient_norm import batch_gradient_norm, example_gradient_norms, gradient_cosines
+from hbo.measure.fingerprints import examples_fingerprint
+from hbo.measure.gradient_norm import example_gradient_norms
 from hbo.measure.response import response_losses
 from hbo.measure.sharding import check_probe, probed_together
 from hbo.measure.taps import DEFAULT_SCOPE, Scope
+from hbo.measure.uncertainty import SPREADS, check_dropout
+from hbo.measure.whole import WHOLE, Measurement, Source, measurements
 from hbo.mixture import FloatArray, IntArray, Mixture
 from hbo.signals import (
-    BATCH_GRADIENT_NORM,
-    GRADIENT_COSINE,
     GRADIENT_NORM,
+    HELDOUT_SIGNALS,
+    LOOKAHEAD_GAIN,
     LOSS,
     PERPLEXITY,
     PERPLEXITY_RATIO,
+    UNCERTAINTIES,
 )
 
 LOSS_SIGNALS = frozenset({LOSS, PERPLEXITY, PERPLEXITY_RATIO})
-PROBED_SIGNALS = LOSS_SIGNALS | {GRADIENT_NORM, BATCH_GRADIENT_NORM, GRADIENT_COSINE}
+PROBED_SIGNALS = LOSS_SIGNALS | {GRADIENT_NORM} | set(WHOLE)
 
 # First word of the random counter, so that no choice of examples shares numbers with another kind.
-_CELLS, _SUBSETS = 0, 1
+_CELLS, _SUBSETS, _HELDOUT, _DROPOUT = range(4)
 _KEY = 0x70726F6265  # "probe": apart from the generators of the training stream, whatever the seed
 
 
@@ -42,7 +47,8 @@ class ProbeValues:
 
     Args:
         examples: Signal name -> (example ids (n,), values (n,)), for ``Balancer.observe``.
-        whole: Signal name -> (K,) values, NaN where this rank did not measure the subset.
+        whole: Signal name -> (K,) values, (K, G) of ``CELL_SIGNALS``; NaN where this rank did not
+            measure.
         forward_examples: Examples run forward only.
         backward_examples: Examples run forward and backward.
     """
@@ -88,9 +94,14 @@ class Probe:
         scope: Trained parameters that a per-example gradient norm covers.
         examples_per_row: Mean examples of a row that is drawn; more than 1 where rows are packed.
         notice: Told, in one line, when memory ran out.
+        heldout: Held-out examples of each of the K subsets, none or some; ``None``: none.
+        heldout_examples: The most of them that a forward pass reads.
+        dropout_passes: Passes over those, with dropout on, that uncertainties are taken from;
+            ``None``: one without.
+        learning_rate: The present one of the training; needed by ``lookahead_gain`` only.
 
     Raises:
-        ConfigError: A number of examples is below 1.
+        ConfigError: A number of examples or passes is below 1.
     """
 
     mixture: Mixture
@@ -106,9 +117,19 @@ class Probe:
     scope: Scope = DEFAULT_SCOPE
     examples_per_row: float = 1.0
     notice: Callable[[str], None] | None = None
+    heldout: Sequence[Sequence[Encoded]] | None = None
+    heldout_examples: int = 32
+    dropout_passes: int | None = None
+    learning_rate: Callable[[], float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("examples_per_cell", "gradient_examples_per_cell", "examples_per_subset"):
+        for name in (
+            "examples_per_cell",
+            "gradient_examples_per_cell",
+            "examples_per_subset",
+            "heldout_examples",
+            "dropout_passes",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
@@ -136,11 +157,59 @@ class Probe:
 
     def subset_batch(self, number: int, subset: int) -> IntArray:
         """Ids of the batch, uniform over the subset, that probe ``number`` measures whole."""
-        groups = self.mixture.num_groups
-        count = self.examples_per_subset or self.examples_per_cell * groups
         size = int(self.mixture.subset_sizes[subset])
-        start = self.mixture.offsets[subset * groups]
-        return np.asarray(start + self._choice(_SUBSETS, number, subset, size, count))
+        start = self.mixture.offsets[subset * self.mixture.num_groups]
+        chosen = self._choice(_SUBSETS, number, subset, size, self._batch_size)
+        return np.asarray(start + chosen)
+
+    def batch(self, number: int, subset: int) -> Sequence[Encoded]:
+        """The examples of ``subset_batch``."""
+        return self.get_examples(self.subset_batch(number, subset))
+
+    def heldout_batch(self, number: int, subset: int) -> list[Encoded]:
+        """As many held-out examples of a subset, chosen for probe ``number``; all of fewer."""
+        known = self._heldout_of(subset)
+        chosen = self._choice(_HELDOUT, number, subset, len(known), self._batch_size)
+        return [known[place] for place in chosen.tolist()]
+
+    def heldout_sample(self, subset: int) -> list[Encoded]:
+        """The held-out examples of a subset that every probe of every run reads, evenly spaced."""
+        known = self._heldout_of(subset)
+        count = min(self.heldout_examples, len(known))
+        return [known[number * len(known) // count] for number in range(count)]
+
+    def dropout_seeds(self, number: int, subset: int) -> list[int] | None:
+        """A seed for each pass with dropout over a subset, the same on any rank."""
+        if self.dropout_passes is None:
+            return None
+        bits = self._bits(_DROPOUT, number, subset)
+        return [int(word) for word in bits.random_raw(self.dropout_passes) >> np.uint64(1)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How every pass is made."""
+        return {"tokens_per_batch": self._budget, "pad_id": self.pad_id, "dtype": self.dtype}
+
+    def count(self, source: Source, subset: int) -> int:
+        """How many examples of a subset a pass over ``source`` runs."""
+        size = int(self.mixture.subset_sizes[subset])
+        held = len(self._heldout_of(subset))
+        sample = min(self.heldout_examples, held)
+        counts: dict[Source, int] = {
+            "batch": min(self._batch_size, size),
+            "cells": int(np.minimum(self.mixture.sizes[subset], self.examples_per_cell).sum()),
+            "heldout": sample,
+            "heldout batch": min(self._batch_size, held),
+            "heldout passes": sample * (self.dropout_passes or 1),
+        }
+        return counts[source]
+
+    def passes(self, task: Measurement, subsets: IntArray) -> IntArray:
+        """(2,) examples run forward only, and run forward and backward, on some subsets."""
+        sources = task.forward, task.both_ways
+        return np.array(
+            [sum(self.count(s, k) for k in subsets.tolist() for s in part) for part in sources]
+        )
 
     def measure(
         self,
@@ -173,10 +242,9 @@ class Probe:
             Per-example values and whole values; only those wanted.
 
         Raises:
-            ConfigError: A signal that no probe measures, or none on a model sharded in this way
-                (``check_probe``); ``perplexity_ratio`` without ``first_loss``.
+            ConfigError: It cannot be measured (``check``).
         """
-        self._check(model, wanted)
+        self.check(model, wanted)
         if not probed_together(model):
             return self._measure(model, wanted, number, cells, rank, world_size)
         values = self._measure(model, wanted, number, cells, 0, 1)
@@ -201,34 +269,58 @@ class Probe:
         if GRADIENT_NORM in wanted:
             count = self.gradient_examples_per_cell or self.examples_per_cell
             norm_ids = self.cell_examples(number, count, cells)[mine]
-            norms = example_gradient_norms(
-                model,
-                self.get_examples(norm_ids),
-                scope=self.scope,
-                tokens_per_batch=self._budget,
-                pad_id=self.pad_id,
-                dtype=self.dtype,
-            )
+            normed = self.get_examples(norm_ids)
+            norms = example_gradient_norms(model, normed, scope=self.scope, **self.settings)
             examples[GRADIENT_NORM] = (norm_ids, norms)
         subsets = np.arange(self.mixture.num_subsets)
         if cells is not None:
             subsets = subsets[cells.any(axis=1)]
         whole: dict[str, FloatArray] = {}
-        backward = len(norm_ids)
-        if BATCH_GRADIENT_NORM in wanted:
-            whole[BATCH_GRADIENT_NORM] = self._batch_norms(model, subsets[mine], number)
-            backward += sum(len(self.subset_batch(number, int(k))) for k in subsets[mine])
-        if GRADIENT_COSINE in wanted:
+        passes = np.array([len(loss_ids), len(norm_ids)])
+        for task in measurements(wanted):
             compared = subsets if rank == 0 else subsets[:0]
-            whole[GRADIENT_COSINE] = self._mean_cosines(model, compared, number)
-            backward += sum(len(self.subset_batch(number, int(k))) for k in compared)
-        return ProbeValues(examples, whole, len(loss_ids), backward)
+            chosen = compared if task.compares else subsets[mine]
+            found = task.measure(self, model, chosen, number)
+            whole |= {name: column for name, column in found.items() if name in wanted}
+            passes += self.passes(task, chosen)
+        return ProbeValues(examples, whole, int(passes[0]), int(passes[1]))
 
     @cached_property
     def _budget(self) -> TokenBudget:
         return TokenBudget(self.tokens_per_batch, self.notice)
 
-    def _check(self, model: nn.Module, wanted: Collection[str]) -> None:
+    @property
+    def _batch_size(self) -> int:
+        return self.examples_per_subset or self.examples_per_cell * self.mixture.num_groups
+
+    @cached_property
+    def heldout_fingerprint(self) -> str:
+        """Hash of all held-out examples."""
+        return examples_fingerprint([one for part in self.heldout or () for one in part])
+
+    def _heldout_of(self, subset: int) -> Sequence[Encoded]:
+        return self.heldout[subset] if self.heldout else ()
+
+    def check(self, model: nn.Module, wanted: Collection[str]) -> None:
+        """Refuse, before any pass, what cannot be measured on a model.
+
+        Raises:
+            ConfigError: As ``check_settings``; a model sharded in a way that does not allow it
+                (``check_probe``); passes with dropout of a model without any.
+        """
+        self.check_settings(wanted)
+        if self.dropout_passes is not None and UNCERTAINTIES & set(wanted):
+            check_dropout(model)
+        check_probe(model, wanted)
+
+    def check_settings(self, wanted: Collection[str]) -> None:
+        """Refuse, before there is a model, what cannot be measured.
+
+        Raises:
+            ConfigError: A signal that no probe measures; ``perplexity_ratio`` without
+                ``first_loss``, ``lookahead_gain`` without ``learning_rate``, a spread over passes
+                without two of them, or a held-out signal where a subset has no held-out example.
+        """
         unknown = sorted(set(wanted) - PROBED_SIGNALS)
         if unknown:
             raise ConfigError(
@@ -240,12 +332,36 @@ class Probe:
                 "perplexity_ratio needs the loss of each example under the untouched model "
                 "(first_loss); score the mixture with the model that is trained"
             )
-        check_probe(model, wanted)
+        if LOOKAHEAD_GAIN in wanted and self.learning_rate is None:
+            raise ConfigError(
+                "lookahead_gain needs the training's present learning rate; give "
+                "BalancedLoop(learning_rate=lambda: optimizer.param_groups[0]['lr'])"
+            )
+        spreads = sorted(SPREADS & set(wanted))
+        if spreads and (self.dropout_passes or 1) < 2:
+            raise ConfigError(
+                f"{spreads[0]} is a difference between passes with dropout; set "
+                "balance.dropout_passes to 2 or more, or use an entropy"
+            )
+        self._check_heldout(sorted(HELDOUT_SIGNALS & set(wanted)))
+
+    def _check_heldout(self, wanted: Sequence[str]) -> None:
+        without = [
+            name for k, name in enumerate(self.mixture.names) if not len(self._heldout_of(k))
+        ]
+        if wanted and without:
+            raise ConfigError(
+                f"{wanted[0]} is measured on held-out examples, and subset {without[0]!r} has none;"
+                " give build_mixture(heldout=...) some of each subset or, in a configuration, set "
+                "evaluation.holdout or eval_files"
+            )
+
+    def _bits(self, kind: int, number: int, place: int) -> np.random.Philox:
+        return np.random.Philox(key=[self.seed % 2**64, _KEY], counter=[0, kind, number, place])
 
     def _choice(self, kind: int, number: int, place: int, size: int, count: int) -> IntArray:
         """``count`` distinct positions below ``size``; of a larger count, a smaller is the head."""
-        bits = np.random.Philox(key=[self.seed % 2**64, _KEY], counter=[0, kind, number, place])
-        generator = np.random.Generator(bits)
+        generator = np.random.Generator(self._bits(kind, number, place))
         count = min(count, size)
         chosen: dict[int, None] = {}
         # One draw after another, repeats thrown away: memory of the choice only, in cells of any
@@ -261,13 +377,7 @@ class Probe:
     def _loss_signals(
         self, model: nn.Module, ids: IntArray, wanted: Collection[str]
     ) -> dict[str, FloatArray]:
-        losses = response_losses(
-            model,
-            self.get_examples(ids),
-            tokens_per_batch=self._budget,
-            pad_id=self.pad_id,
-            dtype=self.dtype,
-        )
+        losses = response_losses(model, self.get_examples(ids), **self.settings)
         values = {LOSS: losses}
         # An overflow to infinity is left out of the tables, as every value that is not finite.
         with np.errstate(over="ignore"):
@@ -275,32 +385,3 @@ class Probe:
             if PERPLEXITY_RATIO in wanted and self.first_loss is not None:
                 values[PERPLEXITY_RATIO] = np.exp(losses - self.first_loss(ids))
         return {name: found for name, found in values.items() if name in wanted}
-
-    def _batch_norms(self, model: nn.Module, subsets: IntArray, number: int) -> FloatArray:
-        norms = np.full(self.mixture.num_subsets, np.nan)
-        for subset in subsets:
-            norms[subset] = batch_gradient_norm(
-                model,
-                self.get_examples(self.subset_batch(number, int(subset))),
-                tokens_per_batch=self._budget,
-                pad_id=self.pad_id,
-                dtype=self.dtype,
-            )
-        return norms
-
-    def _mean_cosines(self, model: nn.Module, subsets: IntArray, number: int) -> FloatArray:
-        """(K,) mean cosine of each subset's gradient with those of all subsets, itself included."""
-        means = np.full(self.mixture.num_subsets, np.nan)
-        if not len(subsets):
-            return means
-        cosines = gradient_cosines(
-            model,
-            [self.get_examples(self.subset_batch(number, int(subset))) for subset in subsets],
-            tokens_per_batch=self._budget,
-            pad_id=self.pad_id,
-            dtype=self.dtype,
-        )
-        known = np.isfinite(np.diag(cosines))
-        if known.any():
-            means[subsets[known]] = cosines[known][:, known].mean(axis=1)
-        return means

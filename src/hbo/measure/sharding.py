@@ -16,12 +16,20 @@ from torch import distributed, nn
 
 from hbo.errors import ConfigError, StateError
 from hbo.measure.forward import bare_model
-from hbo.signals import BATCH_GRADIENT_NORM, GRADIENT_COSINE, GRADIENT_NORM
+from hbo.signals import (
+    BATCH_GRADIENT_NORM,
+    GRADIENT_COSINE,
+    GRADIENT_NORM,
+    HELDOUT_COSINE,
+    LOOKAHEAD_GAIN,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-GRADIENT_SIGNALS = frozenset({GRADIENT_NORM, BATCH_GRADIENT_NORM, GRADIENT_COSINE})
+GRADIENT_SIGNALS = frozenset(
+    {GRADIENT_NORM, BATCH_GRADIENT_NORM, GRADIENT_COSINE, HELDOUT_COSINE, LOOKAHEAD_GAIN}
+)
 
 
 class Sharding(Enum):
@@ -58,9 +66,9 @@ def sharding_of(model: nn.Module) -> Sharding:
 def check_probe(model: nn.Module, wanted: Collection[str]) -> None:
     """Refuse, before any pass, what a probe cannot measure on a sharded model.
 
-    Losses and perplexities need forward passes only, which every kind of sharding can make.
-    Gradients can be had under FSDP2; FSDP1 and ZeRO-3 keep them in buffers of their own, where a
-    probe would disturb the training.
+    Losses, hidden states and uncertainties need forward passes only, which every kind of sharding
+    can make. Gradients can be had under FSDP2; FSDP1 and ZeRO-3 keep them in buffers of their own,
+    where a probe would disturb the training. A look-ahead step needs parameters that are whole.
 
     Args:
         model: The model in training, as its forward is called: with its FSDP1 wrapper.
@@ -85,6 +93,11 @@ def check_probe(model: nn.Module, wanted: Collection[str]) -> None:
             "with FSDP2, ZeRO-2 or DistributedDataParallel, where it can"
         )
     if kind is Sharding.DTENSOR:
+        if LOOKAHEAD_GAIN in gradients:
+            raise ConfigError(
+                f"lookahead_gain takes a step on whole parameters, and {kind.value} shards them; "
+                "use another policy, or train with DistributedDataParallel or ZeRO-2"
+            )
         _check_reduction(model, gradients[0])
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +15,10 @@ from hbo.errors import ConfigError
 from hbo.mixture import FloatArray, IntArray, Mixture
 from hbo.policies import Policy, check_recording, make_policy
 from hbo.sampling.limits import Limits
-from hbo.signals import GRADIENT_NORM, WHOLE_SIGNALS
+from hbo.signals import GRADIENT_NORM
+
+if TYPE_CHECKING:
+    from hbo.measure.examples import Encoded
 
 BACKWARD = 3.0
 """Cost of a forward and a backward pass, in forward passes."""
@@ -155,6 +159,7 @@ def signal_cost(
     probabilities: FloatArray,
     adapters: bool,
     examples: int,
+    heldout: Sequence[Sequence[Encoded]] = (),
 ) -> dict[str, Any]:
     """What balancing adds to training, in passes over examples, and as a share of training's work.
 
@@ -170,11 +175,15 @@ def signal_cost(
         probabilities: (K, G) joint, of the beginning.
         adapters: Whether adapters are trained, not the whole model.
         examples: Training examples; more than the mixture's where rows are packed.
+        heldout: Validation examples of each subset.
 
     Returns:
         ``observed``, ``probed``: names of signals, by where they come from; ``measure_every``: one
         step in how many shows its norms, ``None`` where none does; ``updates``: how many; forward
         and backward passes of all probes; ``share``: of training's work.
+
+    Raises:
+        ConfigError: The policy needs what a probe cannot measure with these settings.
     """
     from hbo.integrations.observed_norms import COST, steps_apart
     from hbo.integrations.top_up import signals_to_probe
@@ -185,7 +194,6 @@ def signal_cost(
     observed = policy.needs - probed
     updates = budget.steps // policy.interval if policy.needs else 0
     enough = np.minimum(mixture.sizes, math.ceil(balance.probe_examples / mixture.num_groups))
-    subsets = int(np.minimum(mixture.subset_sizes, balance.probe_examples).sum())
     in_a_row = examples / mixture.num_examples
     draws = budget.draws_per_step * policy.interval * in_a_row
     trained = budget.draws * in_a_row
@@ -200,7 +208,8 @@ def signal_cost(
     # What is probed whole.
     forward += enough.sum() if probed & LOSS_SIGNALS else 0.0
     backward += enough.sum() if GRADIENT_NORM in probed else 0.0
-    backward += subsets * len(probed & WHOLE_SIGNALS)
+    whole = _whole_passes(loaded, mixture, heldout, probed)
+    forward, backward = forward + whole[0], backward + whole[1]
     work = updates * (forward + BACKWARD * backward) / (BACKWARD * trained)
     return {
         "observed": sorted(observed),
@@ -212,6 +221,38 @@ def signal_cost(
         "training_passes": round(trained),
         "share": float(work + (COST / every if measured and not adapters else 0.0)),
     }
+
+
+def _whole_passes(
+    loaded: LoadedConfig,
+    mixture: Mixture,
+    heldout: Sequence[Sequence[Encoded]],
+    probed: frozenset[str],
+) -> IntArray:
+    """(2,) forward and backward passes for the signals that one probe measures whole."""
+    from hbo.measure.probe import Probe
+    from hbo.measure.whole import measurements
+
+    balance = loaded.config.balance
+    # It counts, and refuses what it could not measure; examples it never reads.
+    probe = Probe(
+        mixture,
+        get_examples=lambda _ids: [],
+        first_loss=lambda ids: np.full(len(ids), np.nan),
+        examples_per_cell=math.ceil(balance.probe_examples / mixture.num_groups),
+        examples_per_subset=balance.probe_examples,
+        heldout=heldout,
+        heldout_examples=balance.heldout_examples,
+        dropout_passes=balance.dropout_passes,
+        learning_rate=lambda: math.nan,
+    )
+    try:
+        probe.check_settings(probed)
+    except ConfigError as error:
+        raise ConfigError(error.message, where=loaded.document.place(("balance",))) from None
+    everywhere = np.arange(mixture.num_subsets)
+    tasks = [probe.passes(task, everywhere) for task in measurements(probed)]
+    return sum(tasks, start=np.zeros(2, dtype=np.int64))
 
 
 def _topped_up(shown: FloatArray, enough: IntArray) -> float:

@@ -154,9 +154,10 @@ def plan_of(prepared: Prepared) -> Plan:
         text = "is 'adapters', and none are trained; set tuning.use_peft, or use all or blocks"
         raise loaded.error(("balance", "norm_scope"), text)
     examples = sum(len(part.encoded.encoded) for part in prepared.parts)
-    cost = signal_cost(loaded, mixture, budget, policy, probabilities, adapters, examples) | {
-        "scoring_passes": _scoring_passes(prepared, scores is not None)
-    }
+    heldout = [[example.encoded for example in part.validation] for part in prepared.parts]
+    cost = signal_cost(
+        loaded, mixture, budget, policy, probabilities, adapters, examples, heldout
+    ) | {"scoring_passes": _scoring_passes(prepared, scores is not None)}
     warnings = _warnings(prepared, mixture, budget, draws, caps)
     if policy.needs and budget.steps < policy.interval:
         text = (
@@ -185,17 +186,18 @@ def _mixture(
     found = scores or {
         part.name: np.arange(len(part.encoded.encoded), dtype=np.float64) for part in prepared.parts
     }
-    groups = prepared.loaded.config.difficulty.groups
+    difficulty = prepared.loaded.config.difficulty
+    groups, dropped = difficulty.groups, difficulty.drop_easiest
     tokens = [
         np.bincount(
-            assign_groups(found[part.name], groups),
+            assign_groups(found[part.name], groups, dropped) + 1,  # 0: dropped
             weights=[example.num_tokens for example in part.encoded.encoded],
-            minlength=groups,
-        )
+            minlength=groups + 1,
+        )[1:]
         for part in prepared.parts
     ]
-    built = packed(prepared, assemble(prepared.encoded, found, groups=groups))
-    return built.mixture, np.array(tokens)
+    built = assemble(prepared.encoded, found, groups=groups, drop_easiest=dropped)
+    return packed(prepared, built).mixture, np.array(tokens)
 
 
 def _check_workers(prepared: Prepared, lag: int) -> None:

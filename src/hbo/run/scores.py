@@ -231,6 +231,8 @@ def build(prepared: Prepared, scores: Scores) -> BuiltMixture:
         first_losses=scores.first_losses,
         weights=weights,
         limits=limits_of(prepared),
+        heldout={p.name: [example.encoded for example in p.validation] for p in prepared.parts},
+        drop_easiest=config.difficulty.drop_easiest,
     )
     return packed(prepared, built)
 
