@@ -161,3 +161,11 @@ def test_a_plan_leaves_nothing_behind(workspace: Path, hbo):
     before = sorted(workspace.rglob("*"))
     assert hbo("plan", "config.yaml").status == 0
     assert sorted(workspace.rglob("*")) == before
+
+
+def test_passes_with_dropout_need_some(workspace: Path, hbo):
+    balance = {"policy": "multiuat", "update_interval": 1, "dropout_passes": 3}
+    write_config(workspace, balance=balance, tuning={"use_peft": True, "lora_dropout": 0.0})
+    refused(workspace, hbo, "balance.dropout_passes: asks for passes with dropout, and this model")
+    write_config(workspace, balance=balance, tuning={"use_peft": True, "lora_dropout": 0.1})
+    assert hbo("plan", "config.yaml").status == 0

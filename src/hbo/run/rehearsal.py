@@ -18,6 +18,7 @@ from hbo.run.folder import require_place
 from hbo.run.models import empty_model
 from hbo.run.prepare import Prepared
 from hbo.run.scores import is_measured
+from hbo.signals import UNCERTAINTIES
 
 
 def rehearse(prepared: Prepared, steps: int) -> None:
@@ -41,6 +42,7 @@ def rehearse(prepared: Prepared, steps: int) -> None:
     if prepared.scoring_model != prepared.model:
         _check_model(prepared, ("difficulty", "scoring_model"), prepared.scoring_model)
     _check_adapter(loaded, settings.tuning, model)
+    _check_dropout(loaded, model)
     _check_optimiser(loaded, settings.training, steps)
 
 
@@ -123,6 +125,20 @@ def _check_adapter(loaded: LoadedConfig, tuning: Any, model: Any) -> None:
     except (ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
         text = f"peft refuses this: {shorten(str(error), 300)}"
         raise loaded.error(("tuning",), text) from error
+
+
+def _check_dropout(loaded: LoadedConfig, model: Any) -> None:
+    """Passes with dropout need some, in the model or in the adapter that it has by now."""
+    from hbo.measure.uncertainty import check_dropout
+    from hbo.run.budget import policy_of
+
+    if loaded.config.balance.dropout_passes is None or not policy_of(loaded).needs & UNCERTAINTIES:
+        return
+    try:
+        check_dropout(model)
+    except ConfigError as error:
+        text = error.message.removeprefix("balance.dropout_passes ")
+        raise loaded.error(("balance", "dropout_passes"), text) from None
 
 
 def _check_optimiser(loaded: LoadedConfig, training: Any, steps: int) -> None:
