@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class FakeRun:
     finished: bool = True
     accuracy: bool = True
     model: str = "smollm2-135m"
+    seconds_per_step: float | None = None
+    look_every: int | None = None
 
 
 def many_subsets(count: int) -> dict[str, int]:
@@ -131,6 +133,8 @@ class _Writer:
             if self.run.moves and step % self.run.interval == 0 and step < self.run.steps:
                 self.update(step)
                 pending.append((step + self.run.lag, self.share))
+            if self.run.look_every and step % self.run.look_every == 0:
+                self.look(step)
         self.log.write("warning", step=7, code="passes", text=f"{self.names[-1]} passes 3 times")
         summary = self.summary(before, steps)
         if self.run.finished:
@@ -185,6 +189,18 @@ class _Writer:
             seconds=1.4,
         )
 
+    def look(self, step: int) -> None:
+        """An evaluation on validation examples while training goes on."""
+        loss = self.heldout() + 0.05
+        self.log.write(
+            "evaluation",
+            step=step,
+            split="validation",
+            seconds=step * (self.run.seconds_per_step or 1.0),
+            subsets={name: {"loss": float(loss[k])} for k, name in enumerate(self.names)},
+            macro={"loss": float(loss.mean())},
+        )
+
     def by_name(self, **columns: np.ndarray) -> dict[str, dict[str, float]]:
         return {
             key: {name: float(values[k]) for k, name in enumerate(self.names)}
@@ -222,6 +238,7 @@ class _Writer:
             "draws": int(self.draws.sum()),
             "tokens": int(self.tokens.sum()),
             "wall_seconds": 312.4,
+            "training_seconds": self.run.seconds_per_step and steps * self.run.seconds_per_step,
             "balance_seconds": 17.9 if self.run.moves else 0.4,
             "stream_sha256": "9f" * 32,
             "mixture_fingerprint": "ab12" * 16,
@@ -243,3 +260,83 @@ class _Writer:
             "macro_holdout_loss_before": before["macro"]["loss"],
             "macro_holdout_loss_after": float(loss.mean()),
         }
+
+
+@dataclass(frozen=True)
+class FakeEntry:
+    """A policy of a made-up comparison: what it adds to every loss, and how it is listed."""
+
+    name: str
+    shift: float = 0.0
+    group: str | None = None
+    validation_shift: float | None = None
+    seeds: tuple[int, ...] | None = None
+    run: FakeRun = FakeRun(steps=6, interval=3, lag=1, groups=2)
+
+
+def fake_comparison(
+    folder: Path,
+    entries: list[FakeEntry],
+    seeds: tuple[int, ...] = (1, 2, 3),
+    sizes: dict[str, int] | None = None,
+    *,
+    examples: int = 30,
+    noise: float = 0.02,
+    against: str = "prop",
+) -> Path:
+    """Write a comparison folder: ``runs.json``, run folders, ``heldout.json`` in each.
+
+    Args:
+        folder: Where.
+        entries: The policies.
+        seeds: Of the comparison; an entry's own ``seeds`` are those it has finished.
+        sizes: Subset name -> rows.
+        examples: Test and validation examples of each subset.
+        noise: Standard deviation of what a seed adds to the losses of one policy.
+        against: Name of the reference.
+    """
+    sizes = sizes or {"a": 40, "b": 10}
+    listed = []
+    for entry in entries:
+        folders = {str(seed): f"{entry.name}/seed-{seed}" for seed in seeds}
+        for seed in entry.seeds if entry.seeds is not None else seeds:
+            place = folder / folders[str(seed)]
+            fake_run(place, sizes, replace(entry.run, policy=entry.name, seed=seed))
+            (place / "heldout.json").write_text(
+                json.dumps(_heldout(entry, seed, list(sizes), examples, noise))
+            )
+        listed.append(
+            {
+                "name": entry.name,
+                "policy": entry.group or entry.name,
+                "settings": {"shift": entry.shift} if entry.group else {},
+                "set": {},
+                "of": entry.group,
+                "folders": folders,
+            }
+        )
+    manifest = {"schema": 1, "against": against, "seeds": list(seeds), "entries": listed}
+    (folder / "runs.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def _heldout(
+    entry: FakeEntry, seed: int, names: list[str], examples: int, noise: float
+) -> dict[str, Any]:
+    of_run = np.random.default_rng([seed, *entry.name.encode()]).normal(0, noise)
+    splits: dict[str, Any] = {}
+    for number, half in enumerate(("validation", "test")):
+        shift = entry.shift
+        if half == "validation" and entry.validation_shift is not None:
+            shift = entry.validation_shift
+        splits[half] = {}
+        for k, name in enumerate(names):
+            rng = np.random.default_rng([number, k])  # the same examples in every run
+            losses = np.maximum(rng.gamma(4, 0.3, examples) + 0.3 * k + shift + of_run, 0.01)
+            splits[half][name] = {
+                "losses": losses.tolist(),
+                "tokens": rng.integers(5, 80, examples).tolist(),
+                "correct": None if k == 2 else (losses < 1.3).astype(int).tolist(),
+                "grading": None if k == 2 else "options",
+            }
+    return {"schema": 1, "step": entry.run.steps, "splits": splits}

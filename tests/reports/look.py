@@ -11,8 +11,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hbo.reports import write_report
-from tests.reports.fake_run import AWKWARD, EXAMS, FakeRun, fake_run, many_subsets
+from hbo.reports import write_comparison, write_report
+from tests.reports.fake_run import (
+    AWKWARD,
+    EXAMS,
+    FakeEntry,
+    FakeRun,
+    fake_comparison,
+    fake_run,
+    many_subsets,
+)
 
 PAGES = {
     "usual": (EXAMS, FakeRun()),
@@ -63,6 +71,16 @@ def main(folder: Path) -> None:
             runs.append(folder / f"{policy}-{seed}")
             fake_run(runs[-1], EXAMS, run)
     pages["compare"] = write_report(runs, folder / "compare.html")
+    entries = [
+        FakeEntry("prop", run=FakeRun(moves=False, seconds_per_step=1.5, look_every=12)),
+        FakeEntry("temp-2", -0.02, "temp", run=FakeRun(seconds_per_step=1.6, look_every=12)),
+        FakeEntry("temp-9", -0.05, "temp", 0.1),
+        FakeEntry("hbo", -0.08, run=FakeRun(seconds_per_step=2.0, look_every=12)),
+        FakeEntry("mos", -0.03, seeds=(1, 2), run=FakeRun(seconds_per_step=2.2, look_every=12)),
+    ]
+    pages["comparison"] = write_comparison(
+        fake_comparison(folder / "comparison", entries, sizes=EXAMS)
+    )
     for name, page in pages.items():
         for screen, size in SCREENS.items():
             for mode in ("light", "dark"):

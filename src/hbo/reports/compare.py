@@ -187,7 +187,7 @@ def _entries(groups: dict[str, list[RunRecord]]) -> list[Entry]:
             loss_before=number(_mean(group, lambda run: run.macro_loss[0])),
             loss=_spread(group, _loss, number),
             accuracy=_spread(group, _accuracy, lambda v: percent(v, 1)),
-            tokens=count(_mean(group, lambda run: float(np.nansum(run.tokens)))),
+            tokens=count(_mean(group, lambda run: run.all_tokens)),
             wall=duration(_mean(group, lambda run: run.wall_seconds)),
             cost=percent(_mean(group, lambda run: run.cost)),
             train_loss=number(_mean(group, _train_loss)),

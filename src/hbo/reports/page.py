@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hbo.errors import ConfigError, EnvironmentProblem
+from hbo.errors import ConfigError
 from hbo.reports import text
 from hbo.reports.charts import Charts
 from hbo.reports.compare import comparison
+from hbo.reports.files import write_whole
 from hbo.reports.reading import read_run
 from hbo.reports.record import RunRecord
 from hbo.reports.view import run_view
+from hbo.reports.words import bdi
 
 FULL_RUNS = 8
 
@@ -29,7 +31,7 @@ def write_page(
         raise ConfigError("no run to report on; name at least one run directory")
     page = render_page([read_run(folder) for folder in folders])
     path = Path(output) if output is not None else _beside(folders) / "report.html"
-    _write_whole(path, page)
+    write_whole(path, page, "name another file with --output")
     return path
 
 
@@ -44,7 +46,7 @@ def render_page(runs: Sequence[RunRecord]) -> str:
     """
     charts = Charts()
     views = [run_view(run, charts, f"run-{index}") for index, run in enumerate(runs[:FULL_RUNS])]
-    template = _environment().get_template("page.html")
+    template = environment().get_template("page.html")
     if len(runs) == 1:
         view = views[0]
         return template.render(
@@ -58,14 +60,16 @@ def render_page(runs: Sequence[RunRecord]) -> str:
     )  # fmt: skip
 
 
-def _environment() -> Environment:
+@cache
+def environment() -> Environment:
+    """The templates, with the numbers and names of ``hbo.reports.text`` as filters."""
     environment = Environment(
         loader=PackageLoader("hbo.reports", "templates"),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    for name in ("visible", "number", "signed", "percent", "count", "plural"):
+    for name in ("visible", "number", "signed", "percent", "count", "duration", "plural"):
         environment.filters[name] = getattr(text, name)
-    environment.filters["lines_visible"] = _lines_visible
+    environment.filters.update(lines_visible=_lines_visible, bdi=bdi)
     return environment
 
 
@@ -77,23 +81,3 @@ def _beside(folders: Sequence[Path]) -> Path:
     if len(folders) == 1:
         return folders[0]
     return Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
-
-
-def _write_whole(path: Path, page: str) -> None:
-    """All of it or nothing: a page half written would hide the one before."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".html")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(page)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"cannot write the report: {error.strerror or error}; name another file with --output",
-            where=str(path),
-        ) from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,13 @@ NAN = float("nan")
 LARGEST = 1e15
 
 
-def read_run(folder: Path | str) -> RunRecord:
+def read_run(folder: Path | str, *, steps: bool = True) -> RunRecord:
     """Read one run directory.
 
     Args:
         folder: A directory with ``run.jsonl`` and, of a finished run, ``summary.json``.
+        steps: Whether to read the logged training steps as well, which are most of the log; a
+            finished run has its totals without them, but for tokens and train loss by subset.
 
     Returns:
         All that the run says.
@@ -55,7 +57,10 @@ def read_run(folder: Path | str) -> RunRecord:
     events = read_log(path)
     if not events:
         raise DataError("the run log holds no event; run `hbo train` again", where=str(path))
-    return _build(folder, events, _summary(folder, events))
+    summary = _summary(folder, events)
+    if not steps:
+        events = [event for event in events if event["event"] != "step"]
+    return _build(folder, events, summary)
 
 
 def _summary(folder: Path, events: Events) -> Mapping[str, Any]:
@@ -84,11 +89,7 @@ def _build(folder: Path, events: Events, summary: Mapping[str, Any]) -> RunRecor
     updates = tuple(
         _update(names, event, draws_per_step) for event in events if event["event"] == "update"
     )
-    evaluations = tuple(
-        _evaluation(names, event)
-        for event in events
-        if event["event"] == "evaluation" and event.get("split") in {None, "test"}
-    )
+    evaluations = _evaluations(names, events, {None, "test"})
     per_subset = _mapping(summary.get("subsets"))
 
     def column(key: str) -> FloatArray:
@@ -106,12 +107,14 @@ def _build(folder: Path, events: Events, summary: Mapping[str, Any]) -> RunRecor
         steps=steps,
         updates=updates,
         evaluations=evaluations,
+        validation=_evaluations(names, events, {"validation"}),
         warnings=tuple(_warning(event) for event in events if event["event"] == "warning"),
         last_step=_last_step(summary, steps, updates),
         draws_per_step=draws_per_step,
         examples=column("examples"),
         draws=_first_known(column("draws"), _total(steps.draws)),
         tokens=_total(steps.tokens),
+        all_tokens=_number(summary.get("tokens"), float(_total(steps.tokens).sum())),
         passes=column("passes"),
         never_seen=column("never_seen"),
         train_loss=_first_known(column("train_loss"), _last_known(steps.subset_loss, len(names))),
@@ -120,6 +123,7 @@ def _build(folder: Path, events: Events, summary: Mapping[str, Any]) -> RunRecor
         macro_loss=_macro_loss(summary, evaluations, loss),
         probabilities=_probabilities(names, summary),
         wall_seconds=_number(summary.get("wall_seconds")),
+        training_seconds=_number(summary.get("training_seconds")),
         balance_seconds=_balance_seconds(summary, updates),
         config=config,
         config_text=_config_text(folder, config),
@@ -186,6 +190,16 @@ def _steps(names: Sequence[str], events: Events) -> Steps:
     )
 
 
+def _evaluations(
+    names: Sequence[str], events: Events, splits: Collection[str | None]
+) -> tuple[Evaluation, ...]:
+    return tuple(
+        _evaluation(names, event)
+        for event in events
+        if event["event"] == "evaluation" and event.get("split") in splits
+    )
+
+
 def _evaluation(names: Sequence[str], event: Mapping[str, Any]) -> Evaluation:
     subsets = _mapping(event.get("subsets"))
     loss = np.array([_metric(subsets.get(name), "loss") for name in names])
@@ -201,6 +215,7 @@ def _evaluation(names: Sequence[str], event: Mapping[str, Any]) -> Evaluation:
         macro_loss=_or_mean(_metric(macro, "loss"), loss),
         macro_accuracy=_or_mean(_number(_mapping(macro).get("accuracy")), accuracy),
         examples=np.array(examples, dtype=float),
+        seconds=_number(event.get("seconds")),
     )
 
 

@@ -63,7 +63,10 @@ class Steps:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One look at the held-out examples; arrays are (K,), NaN where there is no number."""
+    """One look at held-out examples; arrays are (K,), NaN where there is no number.
+
+    ``seconds`` is the training time so far, without evaluations.
+    """
 
     step: int
     loss: FloatArray
@@ -71,6 +74,7 @@ class Evaluation:
     macro_loss: float
     macro_accuracy: float
     examples: FloatArray
+    seconds: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -119,13 +123,15 @@ class RunRecord:
         subsets: Names, in the order of the configuration.
         steps: The logged training steps.
         updates: The policy's updates, in order.
-        evaluations: Held-out evaluations, in order.
+        evaluations: Evaluations on test examples, in order.
+        validation: Evaluations on validation examples, in order.
         warnings: The run's warnings.
         last_step: Last optimiser step known.
         draws_per_step: Examples an optimiser step draws (NaN where unknown).
         examples: Rows of each subset.
         draws: Examples drawn of each subset.
         tokens: Response tokens trained on, of each subset.
+        all_tokens: The same of all subsets together.
         passes: Times each subset was gone through.
         never_seen: Rows never drawn.
         train_loss: Train loss of each subset, as the summary says or the last one logged.
@@ -134,6 +140,7 @@ class RunRecord:
         macro_loss: Held-out loss averaged over subsets, before and after.
         probabilities: Final joint probabilities, one array of groups a subset; None where unknown.
         wall_seconds: How long the run took.
+        training_seconds: How long of it was training, balancing included.
         balance_seconds: How long of it was ours.
         config: The resolved configuration.
         config_text: The same as text.
@@ -150,12 +157,14 @@ class RunRecord:
     steps: Steps
     updates: tuple[Update, ...]
     evaluations: tuple[Evaluation, ...]
+    validation: tuple[Evaluation, ...]
     warnings: tuple[Warned, ...]
     last_step: int
     draws_per_step: float
     examples: FloatArray
     draws: FloatArray
     tokens: FloatArray
+    all_tokens: float
     passes: FloatArray
     never_seen: FloatArray
     train_loss: FloatArray
@@ -164,6 +173,7 @@ class RunRecord:
     macro_loss: tuple[float, float]
     probabilities: tuple[FloatArray, ...] | None
     wall_seconds: float
+    training_seconds: float
     balance_seconds: float
     config: Mapping[str, Any]
     config_text: str

@@ -79,6 +79,18 @@ def percent(share: float | None, digits: int | None = None) -> str:
     return f"{value:.{digits}f}%".replace("-", "−")
 
 
+def probability(p: float | None) -> str:
+    """A p-value, to two digits that say something.
+
+    Example:
+        >>> probability(0.25), probability(0.0137), probability(0.00002), probability(1.0)
+        ('0.25', '0.014', '< 0.001', '1')
+    """
+    if p is None or not math.isfinite(p):
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
 def count(value: float | None) -> str:
     """A whole number with thin groups of thousands.
 

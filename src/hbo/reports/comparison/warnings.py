@@ -1,0 +1,116 @@
+"""What a reader of a comparison must know before its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hbo.reports.comparison.folder import ComparisonFolder
+from hbo.reports.text import plural, probability
+from hbo.statistics import SIGNIFICANT, seeds_needed, smallest_p
+
+FEW_EXAMPLES = 20
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def warnings_of(found: ComparisonFolder, reference: int | None) -> list[str]:
+    """Everything that limits what the numbers show, in plain words.
+
+    Args:
+        found: What the folder holds.
+        reference: The place of the policy that the others are compared with; None: no run yet.
+    """
+    if not found.policies:
+        return ["No run is finished yet.", *found.warnings]
+    said = [_missing(found), _reference(found, reference), _seeds(found, reference)]
+    said += [*found.warnings, _draws(found), _few_examples(found)]
+    return [text for text in said if text]
+
+
+def _missing(found: ComparisonFolder) -> str:
+    if not found.missing:
+        return ""
+    by_policy: dict[str, list[int]] = {}
+    for label, seed in found.missing:
+        by_policy.setdefault(label, []).append(seed)
+    named = "; ".join(
+        f"{label} (seed{'s' * (len(seeds) > 1)} {_listed([str(seed) for seed in seeds])})"
+        for label, seeds in by_policy.items()
+    )
+    verb = "is" if len(found.missing) == 1 else "are"
+    return (
+        f"Not finished: {plural(len(found.missing), 'run')} {verb} missing: {named}. Differences "
+        "are taken over the seeds that both policies have."
+    )
+
+
+def _reference(found: ComparisonFolder, reference: int | None) -> str:
+    if reference is not None:
+        return ""
+    return (
+        f"{found.against!r}, which the others are compared with, has no finished run yet, or is a "
+        "setting that was not chosen."
+    )
+
+
+def _seeds(found: ComparisonFolder, reference: int | None) -> str:
+    others = len(found.policies) - (reference is not None)
+    if reference is None or not others:
+        seeds = max(len(policy.runs) for policy in found.policies)
+        return "" if seeds > 1 else _one_seed()
+    with_reference = found.policies[reference].runs
+    seeds = max(
+        len(policy.runs.keys() & with_reference)
+        for p, policy in enumerate(found.policies)
+        if p != reference
+    )
+    if smallest_p(seeds, others) < SIGNIFICANT:
+        return ""
+    return f"{_one_seed()} {_too_few(seeds, others)}" if seeds == 1 else _too_few(seeds, others)
+
+
+def _too_few(seeds: int, others: int) -> str:
+    smallest, corrected = smallest_p(seeds), smallest_p(seeds, others)
+    words = NUMBERS[seeds] if seeds < len(NUMBERS) else str(seeds)
+    theirs = "seed cannot give p < 0.05 by itself" if seeds == 1 else (
+        "seeds cannot give p < 0.05 by themselves"
+    )  # fmt: skip
+    text = f"{words.capitalize()} {theirs}: the smallest possible is {probability(smallest)}"
+    if others > 1 and corrected > smallest:
+        text += f", {probability(corrected)} when corrected for {others} policies"
+    return f"{text}; {seeds_needed(others)} seeds would be needed."
+
+
+def _one_seed() -> str:
+    return "One seed: intervals are of held-out examples only, and say nothing about other seeds."
+
+
+def _draws(found: ComparisonFolder) -> str:
+    records = [run.record for policy in found.policies for run in policy.runs.values()]
+    draws = {int(np.nansum(record.draws)) for record in records}
+    steps = {record.last_step for record in records}
+    if len(draws) == 1 and len(steps) == 1:
+        return ""
+    what, seen = ("steps", steps) if len(steps) > 1 else ("draws", draws)
+    return (
+        f"The runs differ in {what} ({_listed([str(value) for value in sorted(seen)])}), "
+        "so their losses are not at equal work."
+    )
+
+
+def _few_examples(found: ComparisonFolder) -> str:
+    test = next(iter(found.policies[0].runs.values())).test
+    few = [f"{name} ({len(test[name].losses)})" for name in found.subsets
+           if len(test[name].losses) < FEW_EXAMPLES]  # fmt: skip
+    if not few:
+        return ""
+    return (
+        f"Fewer than {FEW_EXAMPLES} test examples: {_listed(few)}. "
+        "What a few examples say is anecdote, and intervals over them are too narrow."
+    )
+
+
+def _listed(items: Sequence[str], most: int = 12) -> str:
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + rest
