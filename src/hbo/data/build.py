@@ -90,8 +90,7 @@ def build_mixture(
         >>> from transformers import AutoTokenizer  # doctest: +SKIP
         >>> build_mixture({"arabic": ds_ar, "german": ds_de}, model=model)  # doctest: +SKIP
     """
-    scored_by = scoring_model if scoring_model is not None else model
-    if needs_model(difficulty) and scored_by is None:
+    if needs_model(difficulty) and scoring_model is None and model is None:
         raise ConfigError(
             f"difficulty {difficulty!r} is measured on a model: pass model= or scoring_model=, "
             "or use 'length' or 'column:NAME'"

@@ -145,9 +145,7 @@ class BalancingMixin(SavingMixin):
         table, trainer.train_dataset = align(mixture.mixture, trainer.train_dataset)
         if not isinstance(trainer.data_collator, ExampleIdCollator):
             trainer.data_collator = ExampleIdCollator(trainer.data_collator)
-        seed = options.seed
-        if seed is None:
-            seed = trainer.args.seed if trainer.args.data_seed is None else trainer.args.data_seed
+        seed = _seed_of(options, trainer.args)
         self._draws_per_step = draws_per_step_of(trainer)
 
         def make_balancer() -> Balancer:
@@ -307,3 +305,9 @@ class BalancingMixin(SavingMixin):
             metrics.update(macro)
             self.log(macro)
         return metrics
+
+
+def _seed_of(options: BalanceOptions, args: TrainingArguments) -> int:
+    """Of the draws and probes."""
+    given = (options.seed, args.data_seed, args.seed)
+    return next(int(seed) for seed in given if seed is not None)
