@@ -458,3 +458,16 @@ def test_errors_of_extended_files_name_the_file_that_is_wrong(family, base, chil
     with pytest.raises(ConfigError) as caught:
         load_config(family(base, child))
     assert re.search(message, str(caught.value)), str(caught.value)
+
+
+@pytest.mark.parametrize("names", [["q_proj"], ["q_proj", "v_proj"], ["all-linear"]])
+def test_one_name_of_a_list_of_modules_stays_a_list(names):
+    loaded = from_mapping(
+        {
+            "model": "m",
+            "datasets": {"a": {"path": "x"}},
+            "tuning": {"use_peft": True, "lora_target_modules": names},
+        }
+    )
+    modules = check_trl(loaded).tuning.lora_target_modules
+    assert modules == ("all-linear" if names == ["all-linear"] else names)

@@ -57,3 +57,16 @@ def test_two_processes_may_open_one_log(tmp_path: Path) -> None:
     RunLog(path)
     assert [event["step"] for event in read_log(path)] == [1]
     assert other.read_text() == "another rank, at the same moment"
+
+
+def test_what_was_measured_at_the_end_is_measured_again_after_a_resume(tmp_path):
+    path = tmp_path / "run.jsonl"
+    log = RunLog(path)
+    whole, trainers = {"loss": 1.0, "perplexity": 2.7}, {"loss": 1.0}
+    log.write("evaluation", step=0, split="test", macro=whole)
+    log.write("evaluation", step=4, split="validation", macro=trainers)
+    for split in ("validation", "test"):
+        log.write("evaluation", step=4, split=split, macro=whole)
+    RunLog(path, keep=up_to(4))
+    kept = [(event["step"], event["split"]) for event in read_log(path)]
+    assert kept == [(0, "test"), (4, "validation")]

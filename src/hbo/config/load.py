@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hbo.config.document import Document, load_document
+from hbo.config.document import Document
 from hbo.config.explain import config_error, shorten, unknown
+from hbo.config.extends import load_extended
 from hbo.config.overrides import apply_override, dotted
 from hbo.config.schema import Config, PolicySection
 from hbo.errors import ConfigError
@@ -40,7 +41,7 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> LoadedConfig
     Raises:
         ConfigError: ``FILE:LINE: dotted.path: what is wrong, what is allowed``.
     """
-    document = load_document(path)
+    document = load_extended(path)
     for text in overrides:
         apply_override(document, text)
     document.values.setdefault("output_dir", f"runs/{Path(path).stem}")
@@ -55,9 +56,11 @@ def check(document: Document) -> LoadedConfig:
         raise config_error(error, document) from None
     loaded = LoadedConfig(config, document)
     check_policy(loaded, ("balance",), config.balance)
-    for name, section in config.policies.items():
-        check_policy(loaded, ("policies", name), section)
     check_shares(loaded)
+    if config.policies:
+        from hbo.config.entries import entries_of
+
+        entries_of(loaded, list(config.policies))
     return loaded
 
 

@@ -7,6 +7,7 @@ them: ``hbo.config.load`` and ``hbo.config.trl``.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Annotated, Any, Literal, Self
 
@@ -92,6 +93,7 @@ class DifficultySection(Section):
 
     metric: str = "ifd"
     groups: int = Field(4, ge=1, le=1000)
+    drop_easiest: float = Field(0.0, ge=0.0, lt=1.0)
     scoring_model: Name | None = None
     tokens_per_batch: int = Field(4096, ge=1, le=MOST)
     cache_dir: Name | None = None
@@ -132,6 +134,8 @@ class BalanceSection(PolicySection):
     top_up: float = Field(0.01, ge=0, le=MOST)
     measure_every: int | None = Field(None, ge=1, le=MOST)
     norm_scope: Literal["all", "blocks", "adapters"] | None = None
+    heldout_examples: int = Field(32, ge=1, le=MOST)
+    dropout_passes: int | None = Field(None, ge=1, le=MOST)
     resume: Literal["exact", "anew"] = "exact"
 
     @model_validator(mode="after")
@@ -142,6 +146,26 @@ class BalanceSection(PolicySection):
         return self
 
 
+class PolicyEntry(PolicySection):
+    """One entry of ``policies``: a policy, and what differs from the rest of the configuration.
+
+    ``fields`` are the policy's fields and keys of ``balance`` alike; ``hbo.config.entries`` knows
+    them apart.
+    """
+
+    set: dict[Name, Any] = Field(default_factory=dict)
+    choose: dict[Name, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+
+
+class HarnessSection(Section):
+    """How lm-evaluation-harness runs the benchmarks."""
+
+    files: Name | None = None
+    limit: int | None = Field(None, ge=1, le=MOST)
+    batch_size: int = Field(8, ge=1, le=MOST)
+    apply_chat_template: bool = False
+
+
 class EvaluationSection(Section):
     """What is kept apart and how it is measured."""
 
@@ -149,6 +173,7 @@ class EvaluationSection(Section):
     before: bool = True
     validation: bool = False
     benchmarks: list[Name] = Field(default_factory=list)
+    harness: HarnessSection = Field(default_factory=lambda: HarnessSection())
     tokens_per_batch: int = Field(4096, ge=1, le=MOST)
     max_examples: int | None = Field(None, ge=1, le=MOST)
 
@@ -160,14 +185,25 @@ class Config(Section):
     datasets: dict[Name, DatasetSection] = Field(min_length=1)
     difficulty: DifficultySection = Field(default_factory=DifficultySection)
     balance: BalanceSection = Field(default_factory=lambda: BalanceSection())
-    policies: dict[Name, PolicySection] = Field(default_factory=dict)
+    policies: dict[Name, PolicyEntry] = Field(default_factory=dict)
     tuning: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
     evaluation: EvaluationSection = Field(default_factory=lambda: EvaluationSection())
+    train_share: float = Field(1.0, gt=0.0, le=1.0)
     on_bad_record: Literal["error", "skip"] = "error"
     output_dir: Name = "runs/hbo"
     seed: int = Field(42, ge=0, lt=2**32)
     versions: dict[str, str] | None = None
+
+    @field_validator("policies", mode="before")
+    @classmethod
+    def _named_after_its_policy(cls, entries: Any) -> Any:
+        if not isinstance(entries, dict):
+            return entries
+        return {
+            name: {"policy": name, **(entry or {})} if isinstance(entry, dict | None) else entry
+            for name, entry in entries.items()
+        }
 
     @field_validator("tuning", "training")
     @classmethod
@@ -195,6 +231,9 @@ class Config(Section):
         values = self.model_dump(mode="python", exclude_none=True)
         for section in (values["balance"], *values["policies"].values()):
             section.update(section.pop("fields"))
+        for entry, key in itertools.product(values["policies"].values(), ("set", "choose")):
+            if not entry[key]:
+                del entry[key]
         for subset in values["datasets"].values():
             if subset["min_share"] == 0.0:
                 del subset["min_share"]

@@ -76,6 +76,11 @@ def check_trl(loaded: LoadedConfig, accelerator: bool | None = None) -> TrainerS
         tuning = _construct(
             loaded, "tuning", ModelConfig, model_name_or_path=config.model, **config.tuning
         )
+    names = config.tuning.get("lora_target_modules")
+    if isinstance(names, list) and names != ["all-linear"]:
+        tuning.lora_target_modules = (
+            names  # TRL makes one name a text, which peft takes for a regex
+        )
     if training.packing and training.max_length is None:
         raise loaded.error(
             ("training", "packing"), "needs training.max_length, the tokens of a row"

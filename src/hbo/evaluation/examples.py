@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from hbo.measure.examples import IGNORED, Encoded
 
-Grading = Literal["options", "exact"]
+Grading = Literal["verifier", "options", "exact"]
 Options = Mapping[str, tuple[int, ...]]
 """The answers that can be chosen between: text -> response tokens, end of turn included."""
 
@@ -27,10 +27,12 @@ class HeldoutExample:
     Args:
         encoded: Its tokens and labels, as in training.
         response: The text of the response, by which answers are told apart.
+        verify: Says of a text whether it is a right answer; None where nothing can.
     """
 
     encoded: Encoded
     response: str
+    verify: Callable[[str], bool] | None = None
 
     @property
     def prompt_length(self) -> int:
@@ -95,9 +97,15 @@ def find_options(examples: Iterable[HeldoutExample]) -> Options | None:
 
 
 def choose_grading(examples: Sequence[HeldoutExample], options: Options | None) -> Grading | None:
-    """How a subset is graded: "options", "exact" (at least nine in ten responses short), or not."""
+    """How a subset is graded.
+
+    "verifier", where every example has one; else "options", "exact" (at least nine in ten responses
+    short), or not.
+    """
     if not examples or not all(example.one_answer for example in examples):
         return None
+    if all(example.verify is not None for example in examples):
+        return "verifier"
     if options is not None:
         return "options"
     short = sum(is_short(example.response) for example in examples)

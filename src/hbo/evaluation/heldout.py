@@ -25,6 +25,7 @@ from hbo.evaluation.passes import (
     losses_of,
     option_log_likelihoods,
 )
+from hbo.evaluation.verified import AnswerReader, verified_answers
 from hbo.measure.ranks import ONE_RANK, Ranks
 from hbo.measure.response import Progress, response_token_counts
 from hbo.measure.sharding import probed_together
@@ -43,7 +44,7 @@ class HeldoutResult:
             `eval_loss` does; NaN without examples.
         perplexity: `exp(loss)`.
         accuracy: Share of examples answered right; None where answers cannot be graded.
-        grading: How: "options", "exact" or None.
+        grading: How: "verifier", "options", "exact" or None.
         examples: How many, n.
         losses: (n,) mean nats per response token of each example.
         tokens: (n,) response tokens of each example.
@@ -88,10 +89,12 @@ def evaluate_heldout(
 ) -> dict[str, HeldoutResult]:
     """Measure a model on the held-out examples of each subset.
 
-    A subset with 2 to 10 distinct short responses is graded by log-likelihood: right where the true
-    response is the likeliest of the options (the first one of equals). Else, where nine in ten
-    responses are short, an example is right where greedy decoding gives exactly its response. Else
-    there is no accuracy. The pass that grades a subset gives its losses as well.
+    A subset whose examples all have a verifier is graded by it: right where it accepts the answer
+    of greedy decoding. Else a subset with 2 to 10 distinct short responses is graded by
+    log-likelihood: right where the true response is the likeliest of the options (the first one of
+    equals). Else, where nine in ten responses are short, an example is right where greedy decoding
+    gives exactly its response. Else there is no accuracy. The pass that grades a subset gives its
+    losses as well; a verifier also needs the answers that are not the known ones, token by token.
 
     The model is left as it was (mode, gradients, random state), and measured in eval mode.
 
@@ -115,14 +118,14 @@ def evaluate_heldout(
     if probed_together(model):
         ranks = ONE_RANK
     settings = PassSettings(tokens_per_batch, _pad_id(tokenizer), dtype, ranks)
-    end_ids = _end_ids(model, tokenizer)
+    reader = AnswerReader(tokenizer, _end_ids(model, tokenizer))
     total = sum(len(examples) for examples in subsets.values())
     results: dict[str, HeldoutResult] = {}
     done = 0
     for name, examples in subsets.items():
         known = options[name] if options and name in options else find_options(examples)
         results[name] = _evaluate_subset(
-            model, examples, known, end_ids, settings, _shifted(progress, done, total)
+            model, examples, known, reader, settings, _shifted(progress, done, total)
         )
         done += len(examples)
     return results
@@ -145,7 +148,7 @@ def _evaluate_subset(
     model: nn.Module,
     examples: Sequence[HeldoutExample],
     options: Options | None,
-    end_ids: frozenset[int],
+    reader: AnswerReader,
     settings: PassSettings,
     progress: Progress | None,
 ) -> HeldoutResult:
@@ -154,8 +157,10 @@ def _evaluate_subset(
     if grading == "options" and options is not None:
         scores = option_log_likelihoods(model, examples, options, settings, progress)
         losses, correct = _judge_options(model, examples, options, scores, settings)
-    elif grading == "exact":
-        losses, correct = greedy_matches(model, examples, end_ids, settings, progress)
+    elif grading is not None:
+        losses, correct = greedy_matches(model, examples, reader.end_ids, settings, progress)
+        if grading == "verifier":
+            correct = verified_answers(model, examples, correct, reader, settings)
     else:
         losses = losses_of(model, examples, settings, progress)
     tokens = response_token_counts([example.encoded for example in examples])

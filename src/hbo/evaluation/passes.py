@@ -53,7 +53,7 @@ def losses_of(
         return _losses(model, [example.encoded for example in batch], settings)
 
     lengths = [example.encoded.num_tokens for example in examples]
-    return _in_batches(model, examples, lengths, 1, measure, settings, progress)[:, 0]
+    return in_batches(model, examples, lengths, 1, measure, settings, progress)[:, 0]
 
 
 def option_log_likelihoods(
@@ -91,7 +91,7 @@ def option_log_likelihoods(
 
     lengths = [example.prompt_length for example in examples]
     fewer = replace(settings, tokens_per_batch=max(settings.tokens_per_batch // len(options), 1))
-    return _in_batches(model, examples, lengths, len(options), measure, fewer, progress)
+    return in_batches(model, examples, lengths, len(options), measure, fewer, progress)
 
 
 def slow_option_log_likelihoods(
@@ -135,11 +135,11 @@ def greedy_matches(
             return np.stack(_match_pass(model, batch, end_ids, settings.pad_id), axis=1)
 
     lengths = [example.encoded.num_tokens for example in examples]
-    found = _in_batches(model, examples, lengths, 2, measure, settings, progress)
+    found = in_batches(model, examples, lengths, 2, measure, settings, progress)
     return found[:, 0], found[:, 1] == 1.0
 
 
-def _in_batches(
+def in_batches(
     model: nn.Module,
     examples: Sequence[HeldoutExample],
     lengths: Sequence[int],
@@ -180,8 +180,8 @@ def _prompt_pass(
 ) -> tuple[torch.Tensor, Any, torch.Tensor]:
     """(B, V) log-probabilities of the first answer token, the cache, the (B, T) attention mask."""
     device = device_of(bare_model(model))
-    ids, mask = _left_padded([example.prompt_ids for example in examples], pad_id)
-    output = _forward(model, ids.to(device), mask.to(device), keep=1, use_cache=True)
+    ids, mask = left_padded([example.prompt_ids for example in examples], pad_id)
+    output = forward(model, ids.to(device), mask.to(device), keep=1, use_cache=True)
     logits = output.logits[:, -1].float()
     # A ModelOutput is a dict; a recurrent model has no such entry.
     return logits.log_softmax(dim=-1), output.get("past_key_values"), mask.to(device)
@@ -211,7 +211,7 @@ def _option_pass(
         # Padding on the right of shorter options: no real token sees it, so the mask need not hide
         # it.
         seen = torch.cat([seen, torch.ones_like(inputs)], dim=1)
-        output = _forward(
+        output = forward(
             model, inputs, seen, keep=longest - 1, use_cache=True, past_key_values=cache
         )
         log_probs = output.logits[:, -(longest - 1) :].float().log_softmax(dim=-1)
@@ -228,10 +228,10 @@ def _match_pass(
     device = device_of(bare_model(model))
     responses = [example.response_ids for example in examples]
     longest = max(map(len, responses))
-    ids, mask = _left_padded([example.encoded.input_ids for example in examples], pad_id)
+    ids, mask = left_padded([example.encoded.input_ids for example in examples], pad_id)
     ids, mask = ids.to(device), mask.to(device)
     # The logits at position t judge the token at t + 1, so one more position than response tokens.
-    output = _forward(model, ids, mask, keep=longest + 1, use_cache=False)
+    output = forward(model, ids, mask, keep=longest + 1, use_cache=False)
     log_probs = output.logits[:, -(longest + 1) : -1].float().log_softmax(dim=-1)
     targets = ids[:, -longest:]
     losses = -log_probs.gather(2, targets.unsqueeze(2)).squeeze(2).double().cpu().numpy()
@@ -246,7 +246,7 @@ def _match_pass(
     return means, matches
 
 
-def _left_padded(
+def left_padded(
     sequences: Sequence[Sequence[int] | Any], pad_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, T) ids and attention mask, padded on the left: all sequences end together."""
@@ -259,7 +259,7 @@ def _left_padded(
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-def _forward(
+def forward(
     model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, *, keep: int, **options: Any
 ) -> Any:
     """Run the model on left-padded ids; its output head sees the last `keep` positions.

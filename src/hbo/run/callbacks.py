@@ -72,27 +72,68 @@ class StopCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
 
 class ClockCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
-    """Wall seconds of the whole run, kept in the checkpoint so that a resumed run goes on.
+    """Wall seconds of the whole run and of its training loop, kept in checkpoints for a resume.
 
     Args:
         start: ``time.perf_counter()`` when this process began.
-        seconds_before: What the run had taken before.
+        left: What the checkpoint that the run goes on from says; empty for a new run.
         facts: More that a checkpoint has to say of the run.
     """
 
-    def __init__(self, start: float, seconds_before: float, facts: Mapping[str, Any]) -> None:
+    def __init__(self, start: float, left: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         self._start = start
-        self._before = seconds_before
+        self._before = _seconds(left, "seconds")
         self._facts = facts
+        self._trained = _seconds(left, "training_seconds")
+        self._since: float | None = None  # the training loop runs since then
 
     @property
     def seconds(self) -> float:
         """Wall seconds until now, those before a resume included."""
         return self._before + time.perf_counter() - self._start
 
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of the training loop until now, without evaluations."""
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return self._trained + running
+
+    def leave_out_evaluations(self, trainer: Any) -> None:
+        """Let the time of training stand still while the trainer evaluates."""
+        evaluate = trainer.evaluate
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            running = self._since is not None  # an evaluation of several datasets calls itself
+            self._stop()
+            try:
+                return evaluate(*args, **kwargs)
+            finally:
+                if running:
+                    self._since = time.perf_counter()
+
+        trainer.evaluate = timed
+
+    def _stop(self) -> None:
+        self._trained, self._since = self.training_seconds, None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin to count training."""
+        self._since = time.perf_counter()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop counting it."""
+        self._stop()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the time where the trainer's checkpoint keeps it."""
-        state.stateful_callbacks[CLOCK_KEY] = {"seconds": self.seconds, **self._facts}
+        seconds = {"seconds": self.seconds, "training_seconds": self.training_seconds}
+        state.stateful_callbacks[CLOCK_KEY] = {**seconds, **self._facts}
+
+
+def _seconds(left: Mapping[str, Any], key: str) -> float:
+    """A time that a checkpoint says; 0 where it says none."""
+    seconds = left.get(key)
+    return float(seconds) if isinstance(seconds, int | float) else 0.0
 
 
 class RateCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
@@ -128,11 +169,13 @@ class ValidationCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     Args:
         log: Where it goes.
         names: The subsets.
+        clock: Says how long was trained until then.
     """
 
-    def __init__(self, log: RunLog, names: Sequence[str]) -> None:
+    def __init__(self, log: RunLog, names: Sequence[str], clock: ClockCallback) -> None:
         self._log = log
         self._names = names
+        self._clock = clock
         self._losses: dict[str, float] = {}
 
     def on_log(
@@ -153,6 +196,7 @@ class ValidationCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
                 "evaluation",
                 step=state.global_step,
                 split=VALIDATION,
+                seconds=self._clock.training_seconds,
                 subsets={name: {"loss": self._losses[name]} for name in self._names},
                 macro={"loss": logs["eval_mixture_loss"]},
             )

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from hbo.assets.reasoning import COLUMN, Verifiers
 from hbo.config import LoadedConfig
 from hbo.config.trl import TrainerSettings, check_trl
 from hbo.data.formats import is_conversational, response_text
-from hbo.data.holdout import halve, hold_out, rows_without
+from hbo.data.holdout import halve, hold_out, rows_without, some_rows
 from hbo.data.readers import Record
 from hbo.data.rendering import Renderer
 from hbo.data.subset import (
@@ -116,8 +117,10 @@ def prepare(loaded: LoadedConfig, progress: Progress | None = None) -> Prepared:
     # Packing that splits long examples loses nothing of them; what is held out is never packed.
     train = uncut if _splits(settings.training) else renderer
     apart = [prompt for source in sources.values() for prompt in source.heldout.prompts()]
+    verifiers = Verifiers(progress)
     parts = [
-        _part(loaded, (train, renderer), name, source, apart) for name, source in sources.items()
+        _part(loaded, (train, renderer), name, source, apart, verifiers)
+        for name, source in sources.items()
     ]
     return Prepared(loaded, settings, model, scoring_model, tokenizer, tuple(parts))
 
@@ -212,6 +215,7 @@ def _part(
     name: str,
     source: _Source,
     apart: Sequence[str],
+    verifiers: Verifiers,
 ) -> Part:
     """One subset, with the renderers of its training and of its held-out examples."""
     renderer, of_heldout = renderers
@@ -223,11 +227,13 @@ def _part(
             where=loaded.document.place(("datasets", name)),
         )
     train = source.train.take(rows)
+    if loaded.config.train_share < 1.0:
+        train = train.take(some_rows(train.prompts(), loaded.config.train_share))
     encoded = _encode(loaded, renderer, name, train, source.bad)
     if loaded.config.difficulty.metric in NEEDS_ALONE:
         check_alone(loaded.config.difficulty.metric, train, encoded)
     kept = _encode(loaded, of_heldout, name, source.heldout, source.bad)
-    validation, test = _halves(loaded, name, source.heldout.take(kept.rows), kept)
+    validation, test = _halves(loaded, name, source.heldout.take(kept.rows), kept, verifiers)
     return Part(
         name=name,
         rows=source.rows,
@@ -237,7 +243,7 @@ def _part(
         test=test,
         skipped=tuple(source.bad.skipped),
         truncated=_count_cut(renderer, train, encoded),
-        overlap=len(source.train) - len(train),
+        overlap=len(source.train) - len(rows),
         heldout_dropped=tuple(source.heldout.places[row] for row in kept.dropped.tolist()),
     )
 
@@ -252,17 +258,18 @@ def _encode(
 
 
 def _halves(
-    loaded: LoadedConfig, name: str, subset: Subset, encoded: EncodedSubset
+    loaded: LoadedConfig, name: str, subset: Subset, encoded: EncodedSubset, verifiers: Verifiers
 ) -> tuple[tuple[HeldoutExample, ...], tuple[HeldoutExample, ...]]:
     """Validation and test, from the held-out examples that have a response token left."""
     try:
         halves = halve(subset.prompts())
     except DataError as error:
         raise _at(loaded, name, "data_files", error) from None
-    items = [
-        HeldoutExample(tokens, response_text(example) or "")
-        for tokens, example in zip(encoded.encoded, subset.examples, strict=True)
-    ]
+    items = []
+    for row, (tokens, example) in enumerate(zip(encoded.encoded, subset.examples, strict=True)):
+        response = response_text(example) or ""
+        verify = verifiers.of(subset.extras[row].get(COLUMN), response, subset.places[row])
+        items.append(HeldoutExample(tokens, response, verify))
     validation, test = (tuple(items[row] for row in rows) for rows in halves)
     return validation, test
 

@@ -15,6 +15,7 @@ def make_summary(
     seed: int,
     steps: int,
     wall_seconds: float,
+    training_seconds: float,
     scoring_seconds: float,
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any],
@@ -27,6 +28,7 @@ def make_summary(
         seed: Of the run.
         steps: Optimiser steps done.
         wall_seconds: Of the whole run, all its parts together where it was resumed.
+        training_seconds: Of the training loop, evaluations left out.
         scoring_seconds: Of difficulty scoring, which a trainer without us would not spend.
         before: Held-out evaluation of the untouched model; ``None`` where it was not made.
         after: Held-out evaluation of the trained model.
@@ -47,6 +49,7 @@ def make_summary(
         "draws": balance["draws"],
         "tokens": balance["tokens"],
         "wall_seconds": wall_seconds,
+        "training_seconds": training_seconds,
         "balance_seconds": balance["balance_seconds"] + scoring_seconds,
         "stream_sha256": balance["stream_sha256"],
         "mixture_fingerprint": balance["mixture_fingerprint"],

@@ -112,6 +112,3 @@ def print_evaluation(result: Mapping[str, Any], screen: Console) -> None:
     values = [number(macro[key]) for key in ("loss", "perplexity", "accuracy")]
     table.add_row("mean over subsets", "", *values, "", style="bold")
     screen.print(table)
-    for task, metrics in result.get("benchmarks", {}).items():
-        shown = ", ".join(f"{key} {number(value)}" for key, value in metrics.items())
-        screen.print(f"{printable(task)}: {printable(shown)}", soft_wrap=True)

@@ -71,12 +71,6 @@ class _Run:
     measured: dict[Half, Mapping[str, HeldoutResult]] = field(default_factory=dict)
 
     @property
-    def seconds_before(self) -> float:
-        """Wall seconds that the run had taken when it was stopped."""
-        seconds = left_by_clock(self.checkpoint).get("seconds")
-        return float(seconds) if isinstance(seconds, int | float) else 0.0
-
-    @property
     def loaded(self) -> LoadedConfig:
         return self.prepared.loaded
 
@@ -99,14 +93,16 @@ class _Run:
         self.scoring_seconds = time.perf_counter() - start - self.loading_seconds
         return build(self.prepared, scores)
 
-    def evaluate(self, model: Any, step: int, title: str, half: Half = "test") -> dict[str, Any]:
+    def evaluate(
+        self, model: Any, step: int, title: str, half: Half = "test", **more: Any
+    ) -> dict[str, Any]:
         """Evaluation on held-out examples: noted in the run log, each of them in ``measured``."""
         say(f"evaluating {title}" + ("" if half == "test" else f" on the {half} half"))
         with bar("evaluating") as done:
             found = evaluate_half(model, self.prepared, half, done)
         self.measured[half] = found
         result = to_json(found)
-        self.log.write("evaluation", step=step, split=half, **result)
+        self.log.write("evaluation", step=step, split=half, **more, **result)
         return result
 
     def begin(self, mixture: BuiltMixture) -> None:
@@ -265,7 +261,8 @@ def _train(run: _Run, mixture: BuiltMixture, notes: list[tuple[str, str]]) -> di
             where=str(run.folder),
         )
     if run.loaded.config.evaluation.validation:
-        run.evaluate(trainer.watched_model, steps, "the trained model", "validation")
+        trained = {"seconds": clock.training_seconds}
+        run.evaluate(trainer.watched_model, steps, "the trained model", "validation", **trained)
     after = run.evaluate(trainer.watched_model, steps, "the trained model")
     summary = make_summary(
         balance=trainer.balance_summary(),
@@ -273,6 +270,7 @@ def _train(run: _Run, mixture: BuiltMixture, notes: list[tuple[str, str]]) -> di
         seed=run.loaded.config.seed,
         steps=steps,
         wall_seconds=clock.seconds,
+        training_seconds=clock.training_seconds,
         scoring_seconds=run.scoring_seconds,
         before=before,
         after=after,
@@ -319,7 +317,7 @@ def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
     if training.padding_free:
         training.max_length = None  # the rows are cut already; TRL wants that said
     facts = {**run.configured, "draws_per_step": run.plan.budget.draws_per_step}
-    clock = ClockCallback(run.start, run.seconds_before, facts)
+    clock = ClockCallback(run.start, left_by_clock(run.checkpoint), facts)
     trainer = BalancedSFTTrainer(
         run.load(),
         training,
@@ -333,6 +331,8 @@ def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
             top_up=balance.top_up,
             measure_every=balance.measure_every,
             norm_scope=balance.norm_scope,
+            heldout_examples=balance.heldout_examples,
+            dropout_passes=balance.dropout_passes,
             seed=config.seed,
             resume=balance.resume,
         ),
@@ -340,21 +340,22 @@ def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
         processing_class=run.prepared.tokenizer,
         peft_config=get_peft_config(settings.tuning),
         eval_dataset=_validation(run.prepared) if _evaluates(training) else None,
-        callbacks=[*_callbacks(run), clock],
+        callbacks=[*_callbacks(run, clock), clock],
     )
     trainer.remove_callback(PrinterCallback)
     watch_over(trainer)
+    clock.leave_out_evaluations(trainer)
     steady_workers(trainer)
     # TRL's card would overwrite a README.md of the user's in output_dir; ours is in model/.
     trainer.create_model_card = lambda *_args, **_kwargs: None
     return trainer, clock
 
 
-def _callbacks(run: _Run) -> list[Any]:
+def _callbacks(run: _Run, clock: Any) -> list[Any]:
     from hbo.run.callbacks import LineCallback, StopCallback, ValidationCallback
 
     names = [part.name for part in run.prepared.parts]
-    return [StopCallback(run.stop), LineCallback(), ValidationCallback(run.log, names)]
+    return [StopCallback(run.stop), LineCallback(), ValidationCallback(run.log, names, clock)]
 
 
 def _evaluates(training: Any) -> bool:
