@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import SFTTrainer
@@ -294,3 +296,32 @@ def test_a_stop_between_two_logs_tells_no_draw_twice(make: Train, tmp_path: Path
 def test_datasets_in_place_of_a_mixture_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="mixture is a dict; pass what build_mixture"):
         BalancedSFTTrainer(tiny_model(), sft_config(tmp_path), mixture={"a": []})  # type: ignore[arg-type]
+
+
+def test_on_a_cpu_the_head_sees_labelled_tokens_only_and_nothing_else_changes(
+    make: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl.trainer import utils
+
+    scored: list[int] = []
+    apply = utils._ChunkedLogProbFunction.apply
+
+    def counted(hidden: Any, *rest: Any) -> Any:
+        scored.append(len(hidden))
+        return apply(hidden, *rest)
+
+    monkeypatch.setattr(utils._ChunkedLogProbFunction, "apply", counted)
+    before, used = utils._use_triton, {}
+    for way in ("ours", "theirs"):
+        if way == "theirs":
+            monkeypatch.setattr("hbo.integrations.trl._labelled_tokens_only", nullcontext)
+        scored.clear()
+        trainer = trained(make(policy="uni", max_steps=2))
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        used[way] = scored[:], losses, weights(trainer)
+        assert utils._use_triton is before
+    assert all(a < b for a, b in zip(used["ours"][0], used["theirs"][0], strict=True))
+    assert sum(used["ours"][0]) == trainer.balance_summary()["tokens"]
+    assert used["ours"][1] == pytest.approx(used["theirs"][1], rel=1e-5)
+    for name, value in used["theirs"][2].items():
+        assert torch.allclose(used["ours"][2][name], value, atol=1e-6), name

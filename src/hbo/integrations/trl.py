@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,33 @@ class BalancedSFTTrainer(BalancingMixin, SFTTrainer):
         kwargs["train_dataset"] = mixture.dataset
         super().__init__(model, args, **kwargs)
         self.balance(mixture, policy, balance, run_log)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """SFTTrainer's own loss; on a CPU, its head sees only tokens that have a label."""
+        with _labelled_tokens_only() if self.args.device.type == "cpu" else nullcontext():
+            return super().compute_loss(*args, **kwargs)
+
+
+@contextmanager
+def _labelled_tokens_only() -> Iterator[None]:
+    """Let TRL's fused head skip tokens without a label, as it does where it has Triton.
+
+    Elsewhere it computes the logits of every token and throws away those of prompts, since a number
+    of tokens that changes from batch to batch makes some accelerators recompile. A CPU does not
+    compile, and there most of a step can go into them: prompts are long, answers are short, and the
+    vocabulary is large. The loss is the same.
+    """
+    from trl.trainer import utils
+
+    before = getattr(utils, "_use_triton", None)
+    if before is None:  # another TRL: its own way, then
+        yield
+        return
+    utils._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        utils._use_triton = before
 
 
 def pack_rows(mixture: BuiltMixture, args: Any) -> BuiltMixture:
