@@ -44,7 +44,7 @@ TUNING: dict[str, tuple[dict[str, object], str]] = {
     "dropout": ({"lora_dropout": 1.5}, "tuning.lora_dropout: is 1.5; must be at least 0 and below 1"),
     "type": ({"dtype": "float"}, "tuning.dtype: unknown value 'float'; did you mean"),
     "text as a truth value": ({"use_peft": "yes"}, "tuning.use_peft: is 'yes'; must be true or false"),
-    "modules": ({"lora_target_modules": ["q_prj"]}, "tuning: peft refuses this: 'Target modules q_prj not found"),
+    "modules": ({"lora_target_modules": ["q_prj"]}, "tuning: peft refuses this: 'Target modules {'q_prj'} not found"),
     "task": ({"lora_task_type": "SFT"}, "tuning: peft refuses this: 'Invalid task type"),
     "attention": ({"attn_implementation": "fast"}, "cannot be loaded: 'Specified `attn_implementation=\"fast\"`"),
 }  # fmt: skip
