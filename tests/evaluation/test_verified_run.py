@@ -38,7 +38,7 @@ def test_the_held_out_examples_of_a_family_are_graded_by_its_verifier(folder):
         assert each.verify(f"+{each.response}.0") and not each.verify(f"{each.response}1")
     results = evaluate_half(tiny_model(), found, "test")
     assert results["sums"].grading == "verifier" and results["german"].grading == "options"
-    row = examples_to_json(4, {"test": results})["splits"]["test"]["sums"]
+    row = examples_to_json(found, 4, {"test": results})["splits"]["test"]["sums"]
     assert row["grading"] == "verifier" and len(row["correct"]) == len(sums.test)
 
 

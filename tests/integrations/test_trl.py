@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +297,7 @@ def test_datasets_in_place_of_a_mixture_are_named(tmp_path: Path) -> None:
         BalancedSFTTrainer(tiny_model(), sft_config(tmp_path), mixture={"a": []})  # type: ignore[arg-type]
 
 
-def test_on_a_cpu_the_head_sees_labelled_tokens_only_and_nothing_else_changes(
+def test_on_a_cpu_the_head_may_see_labelled_tokens_only_and_nothing_else_changes(
     make: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trl.trainer import utils
@@ -313,10 +312,10 @@ def test_on_a_cpu_the_head_sees_labelled_tokens_only_and_nothing_else_changes(
     monkeypatch.setattr(utils._ChunkedLogProbFunction, "apply", counted)
     before, used = utils._use_triton, {}
     for way in ("ours", "theirs"):
-        if way == "theirs":
-            monkeypatch.setattr("hbo.integrations.trl._labelled_tokens_only", nullcontext)
         scored.clear()
-        trainer = trained(make(policy="uni", max_steps=2))
+        trainer = make(policy="uni", max_steps=2)
+        trainer.labelled_tokens_only = way == "ours"
+        trained(trainer)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         used[way] = scored[:], losses, weights(trainer)
         assert utils._use_triton is before

@@ -173,24 +173,44 @@ def test_exploration_is_uniform_first_and_fades_with_steps():
     assert exploration(1, 5) == 0.0
 
 
+START = np.array([0.6, 0.2, 0.2])
+KEPT = (1 - 0.1 * START) ** 200
+"""What 200 steps, each of which draws one subset, leave of an old reward on average."""
+
+
 def test_odm_pays_the_loss_over_the_share_and_explores():
     policy = ODM()
     state = after(policy, loss_signals([1.0, 2.0, 3.0]))
-    rewards = 0.1 * np.array([1.0, 2.0, 3.0]) / np.array([0.6, 0.2, 0.2])
+    rewards = (1 - KEPT) * np.array([1.0, 2.0, 3.0]) / START
     assert state["rewards"] == pytest.approx(rewards)
     now, before = exploration(3, 200), exploration(3, 199)
     powers = np.exp(before * rewards)
     expected = (1 - 3 * now) * powers / powers.sum() + now
     assert shares(policy, state) == pytest.approx(expected)
     state = policy.update(state, loss_signals([1.0, 1.0, 1.0], step=400))
-    assert state["rewards"] == pytest.approx(0.9 * rewards + 0.1 / expected)
+    kept = (1 - 0.1 * expected) ** 200
+    assert state["rewards"] == pytest.approx(kept * rewards + (1 - kept) / expected)
+
+
+def test_odm_pays_a_small_subset_at_the_pace_of_its_draws():
+    """Once a step, as the source does it, or once in 20 steps: the same on average."""
+    generator = np.random.default_rng(0)
+    losses, alpha = np.array([1.0, 2.0, 3.0]), 0.9
+    running = np.zeros((20_000, 3))
+    for _ in range(20):
+        drawn = generator.choice(3, p=START, size=len(running))
+        rows = np.arange(len(running))
+        paid = alpha * running[rows, drawn] + (1 - alpha) * (losses / START)[drawn]
+        running[rows, drawn] = paid
+    state = after(ODM(update_interval=20), loss_signals(losses, step=20))
+    assert state["rewards"] == pytest.approx(running.mean(axis=0), rel=0.01)
 
 
 def test_during_the_warm_up_rewards_are_gathered_and_shares_wait():
     policy = ODM(warmup_steps=400)
     state = after(policy, loss_signals([1, 2, 3]), loss_signals([1, 2, 3], step=400))
     assert shares(policy, state) == pytest.approx([0.6, 0.2, 0.2])
-    assert state["rewards"] == pytest.approx(0.19 * np.array([1, 2, 3]) / [0.6, 0.2, 0.2])
+    assert state["rewards"] == pytest.approx((1 - KEPT**2) * np.array([1, 2, 3]) / START)
     state = policy.update(state, loss_signals([1, 2, 3], step=600))
     assert shares(policy, state)[2] > 0.3
 
@@ -198,7 +218,7 @@ def test_during_the_warm_up_rewards_are_gathered_and_shares_wait():
 def test_a_subset_that_was_not_drawn_keeps_its_reward():
     policy = ODM()
     state = after(policy, loss_signals([1, 2, 3]), loss_signals([NAN, 2, 3], step=400))
-    assert state["rewards"][0] == pytest.approx(0.1 / 0.6)
+    assert state["rewards"][0] == pytest.approx((1 - KEPT[0]) / 0.6)
 
 
 @pytest.mark.parametrize(

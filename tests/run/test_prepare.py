@@ -33,3 +33,9 @@ def test_a_share_of_the_training_data_leaves_what_is_held_out_as_it_is(loaded):
 def test_a_plan_counts_what_dropping_the_easiest_leaves(loaded):
     whole, half = (plan_of(prepare(loaded(f"difficulty.drop_easiest={s}"))) for s in (0.0, 0.5))
     assert (half.mixture.subset_sizes == -(-whole.mixture.subset_sizes // 2)).all()
+
+
+def test_the_fingerprint_is_of_the_training_examples_and_not_of_their_groups(loaded):
+    whole = prepare(loaded()).fingerprint
+    assert prepare(loaded("difficulty.groups=3", "difficulty.metric=loss")).fingerprint == whole
+    assert prepare(loaded("train_share=0.5")).fingerprint != whole

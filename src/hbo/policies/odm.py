@@ -22,9 +22,10 @@ class ODM:
     """Exp3 over subsets, with a moving average of importance-weighted losses.
 
     With K subsets, L_i the loss of subset i since the last update (nats per response token), pi_i
-    its share then, alpha ``alpha`` and t the optimiser step::
+    its share then, alpha ``alpha``, T ``update_interval`` and t the optimiser step::
 
-        R_i   <- alpha R_i + (1 - alpha) L_i / pi_i          (R_i starts at 0)
+        R_i   <- a_i R_i + (1 - a_i) L_i / pi_i,  a_i = (1 - (1 - alpha) pi_i)^T
+                                                           (R_i starts at 0)
         eps_t  = min(1/K, sqrt(ln K / (K t)))                (eps_0 = 1/K)
         pi_i   = (1 - K eps_t) exp(eps_(t-1) R_i) / sum_j exp(eps_(t-1) R_j) + eps_t
 
@@ -35,10 +36,12 @@ class ODM:
 
     Changed: an update comes once per ``update_interval``, with the mean loss of the interval; t
     still counts optimiser steps, as there, so exploration fades with training and not with the
-    number of updates. During ``warmup_steps`` R_i is gathered and the shares stay at the prior. The
-    source pays the subset of the batch; here every subset drawn in the interval is paid, and one
-    that was not keeps its R_i. After the warm-up the prior is forgotten; the exponent is small (R_i
-    is of the size of K L_i), so pi ends near uniform, and that is the rule's doing.
+    number of updates. The source pays the subset that a step drew, R_i <- alpha R_i + (1 - alpha)
+    L_i / pi_i; what T such steps leave of R_i is a_i on average. With alpha in place of a_i the
+    first payment of a small subset, divided by its small share, would stand for thousands of steps.
+    A subset whose loss was not seen keeps its R_i. During ``warmup_steps`` R_i is gathered and the
+    shares stay at the prior. After it the prior is forgotten; the exponent becomes small, so that
+    pi ends near uniform, and that is the rule's doing.
 
     Example:
         >>> policy = ODM(update_interval=50)
@@ -51,7 +54,7 @@ class ODM:
     update_interval: int = 200
     """Optimiser steps between updates."""
     alpha: float = 0.9
-    """Weight of the old in the running reward."""
+    """Weight of the old in the running reward, when a subset has been drawn once."""
     warmup_steps: int = 0
     """Optimiser steps during which the shares stay at the prior."""
 
@@ -93,7 +96,8 @@ class ODM:
         drawn = np.maximum(from_plain(state["shares"]), shares.SMALLEST)
         old = from_plain(state["rewards"])
         weighted = np.where(paid, now, 0.0) / drawn
-        rewards = np.where(paid, self.alpha * old + (1.0 - self.alpha) * weighted, old)
+        kept = (1.0 - (1.0 - self.alpha) * drawn) ** self.update_interval
+        rewards = np.where(paid, kept * old + (1.0 - kept) * weighted, old)
         state = {**state, "rewards": to_plain(rewards)}
         state["last"] = shares.explained(now, errors, what="loss")
         if signals.step <= self.warmup_steps:

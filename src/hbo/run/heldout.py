@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from hbo.data.assemble import content_fingerprint
 from hbo.data.formats import response_text
 from hbo.evaluation.examples import HeldoutExample, find_options
 from hbo.evaluation.heldout import HeldoutResult, evaluate_heldout, macro
@@ -29,10 +30,7 @@ def evaluate_half(
         done: Told of (examples done, all).
     """
     settings = prepared.loaded.config.evaluation
-    subsets = {
-        part.name: (part.test if half == "test" else part.validation)[: settings.max_examples]
-        for part in prepared.parts
-    }
+    subsets = _half_of(prepared, half)
     return evaluate_heldout(
         model,
         prepared.tokenizer,
@@ -42,6 +40,15 @@ def evaluate_half(
         progress=done,
         ranks=all_ranks(),
     )
+
+
+def _half_of(prepared: Prepared, half: Half) -> dict[str, tuple[HeldoutExample, ...]]:
+    """The examples of one half that are measured, by subset."""
+    most = prepared.loaded.config.evaluation.max_examples
+    return {
+        part.name: (part.test if half == "test" else part.validation)[:most]
+        for part in prepared.parts
+    }
 
 
 def _all_examples(part: Part) -> list[HeldoutExample]:
@@ -76,27 +83,30 @@ def to_json(results: Mapping[str, HeldoutResult]) -> dict[str, Any]:
 
 
 def examples_to_json(
-    step: int, halves: Mapping[Half, Mapping[str, HeldoutResult]]
+    prepared: Prepared, step: int, halves: Mapping[Half, Mapping[str, HeldoutResult]]
 ) -> dict[str, Any]:
     """``heldout.json``: what was measured on each example, for those who compare runs.
 
     Args:
+        prepared: What was measured on; a hash of it stands beside the numbers.
         step: Optimiser steps of the model that was measured.
         halves: Half -> subset -> result; examples are in the same order in every run of the same
             data, since what is held out depends neither on the seed nor on the policy.
     """
+    examples = {half: _half_of(prepared, half) for half in halves}
     return {
         "schema": 1,
         "step": step,
         "splits": {
-            half: {name: _row(result) for name, result in results.items()}
+            half: {name: _row(result, examples[half][name]) for name, result in results.items()}
             for half, results in halves.items()
         },
     }
 
 
-def _row(result: HeldoutResult) -> dict[str, Any]:
+def _row(result: HeldoutResult, examples: Sequence[HeldoutExample]) -> dict[str, Any]:
     return {
+        "fingerprint": content_fingerprint([[example.encoded for example in examples]]),
         "losses": result.losses.tolist(),
         "tokens": result.tokens.tolist(),
         "correct": None if result.correct is None else result.correct.astype(int).tolist(),

@@ -12,6 +12,7 @@ import numpy as np
 from hbo.assets.reasoning import COLUMN, Verifiers
 from hbo.config import LoadedConfig
 from hbo.config.trl import TrainerSettings, check_trl
+from hbo.data.assemble import content_fingerprint
 from hbo.data.formats import is_conversational, response_text
 from hbo.data.holdout import halve, hold_out, rows_without, some_rows
 from hbo.data.readers import Record
@@ -81,6 +82,11 @@ class Prepared:
     def encoded(self) -> dict[str, EncodedSubset]:
         """Training examples by subset."""
         return {part.name: part.encoded for part in self.parts}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the training examples, subset by subset; difficulty groups play no part."""
+        return content_fingerprint([part.encoded.encoded for part in self.parts])
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ def make_summary(
     *,
     balance: Mapping[str, Any],
     policy: str,
+    data_fingerprint: str,
     seed: int,
     steps: int,
     wall_seconds: float,
@@ -25,6 +26,7 @@ def make_summary(
     Args:
         balance: ``trainer.balance_summary()``.
         policy: Its name.
+        data_fingerprint: ``Prepared.fingerprint``.
         seed: Of the run.
         steps: Optimiser steps done.
         wall_seconds: Of the whole run, all its parts together where it was resumed.
@@ -53,6 +55,7 @@ def make_summary(
         "balance_seconds": balance["balance_seconds"] + scoring_seconds,
         "stream_sha256": balance["stream_sha256"],
         "mixture_fingerprint": balance["mixture_fingerprint"],
+        "data_fingerprint": data_fingerprint,
         "probabilities": balance["probabilities"],
         "subsets": subsets,
         "macro_holdout_loss_before": _macro(before, "loss"),

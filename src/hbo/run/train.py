@@ -267,6 +267,7 @@ def _train(run: _Run, mixture: BuiltMixture, notes: list[tuple[str, str]]) -> di
     summary = make_summary(
         balance=trainer.balance_summary(),
         policy=run.loaded.config.balance.policy,
+        data_fingerprint=run.prepared.fingerprint,
         seed=run.loaded.config.seed,
         steps=steps,
         wall_seconds=clock.seconds,
@@ -342,6 +343,7 @@ def _trainer(run: _Run, mixture: BuiltMixture) -> tuple[Any, Any]:
         eval_dataset=_validation(run.prepared) if _evaluates(training) else None,
         callbacks=[*_callbacks(run, clock), clock],
     )
+    trainer.labelled_tokens_only = True
     trainer.remove_callback(PrinterCallback)
     watch_over(trainer)
     clock.leave_out_evaluations(trainer)
@@ -389,7 +391,7 @@ def _finish(run: _Run, trainer: Any, summary: dict[str, Any]) -> None:
     (run.folder / files.MODEL / "training_args.bin").unlink(missing_ok=True)
     write_card(run.loaded.config, summary, run.folder / files.MODEL)
     run.log.write("end", step=summary["steps"], summary=finite(summary))
-    heldout = examples_to_json(summary["steps"], run.measured)
+    heldout = examples_to_json(run.prepared, summary["steps"], run.measured)
     write_whole(run.folder / files.HELDOUT, json_text(heldout, indent=None))
     write_whole(run.folder / files.SUMMARY, json_text(summary))
     write_report(run.folder)

@@ -92,7 +92,7 @@ class Instruments:
           32 examples leave it: the only error among these.
         - Uncertainties rise with the held-out loss l, like those of a calibrated model: entropy l,
           at the end l / 2; with p = exp(-l): predicted and expected 1 - p, variance 0.1^2 (1 - p),
-          variation the standard deviation over p.
+          variation the variance over p.
         """
         toy = self._toy
         left = np.maximum(toy.losses(draws) - toy.floor, 0.0)
@@ -129,5 +129,5 @@ def _uncertainties(loss: FloatArray) -> dict[str, FloatArray]:
         HELDOUT_PREDICTED: 1.0 - certain,
         HELDOUT_EXPECTED: 1.0 - certain,
         HELDOUT_VARIANCE: variance,
-        HELDOUT_VARIATION: np.sqrt(variance) / certain,
+        HELDOUT_VARIATION: variance / certain,
     }
