@@ -1,10 +1,10 @@
-"""The multilingual mixture of languages.yaml as JSON Lines: exam questions, answered by their choices.
+"""The mixture of languages.yaml as JSON Lines: exam questions, answered by their choices.
 
     python configs/compare/prepare.py
 
-From the asset `exams` (a package index is enough). The prompt is the question, the response its choices as
-they stand: some forty tokens in the language, where the answer's letter alone would show little of it. Sizes
-fall from 640 to 50. Records without choices are left out.
+From the asset `exams` (a package index is enough). The prompt is the question, the response its
+choices as they stand: some forty tokens in the language, where the answer's letter alone would show
+little of it. Sizes fall from 640 to 50. Records without choices are left out.
 """
 
 from __future__ import annotations

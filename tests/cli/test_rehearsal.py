@@ -169,3 +169,20 @@ def test_passes_with_dropout_need_some(workspace: Path, hbo):
     refused(workspace, hbo, "balance.dropout_passes: asks for passes with dropout, and this model")
     write_config(workspace, balance=balance, tuning={"use_peft": True, "lora_dropout": 0.1})
     assert hbo("plan", "config.yaml").status == 0
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        ({"benchmarks": ["xcopaa"]}, "evaluation.benchmarks: lm-evaluation-harness has no task"),
+        (
+            {"benchmarks": ["xcopa"], "harness": {"files": "nowhere"}},
+            "evaluation.harness.files: 'nowhere' is no folder",
+        ),
+    ],
+)
+def test_benchmarks_that_only_the_evaluation_would_miss(
+    workspace: Path, hbo, evaluation: dict, message: str
+):
+    write_config(workspace, evaluation=evaluation)
+    refused(workspace, hbo, message)

@@ -289,3 +289,16 @@ def test_held_out_records_are_checked_as_training_records_are():
     built = build(heldout={"tiny": [long, *tiny_records(1)]}, max_length=60, notice=lines.append)
     assert len(built.heldout["tiny"]) == 1
     assert lines == ["held-out set 'tiny': 1 examples dropped, as truncation left no response"]
+
+
+def test_held_out_prompts_that_are_trained_on_are_told_and_an_empty_set_is_named():
+    lines: list[str] = []
+    build(heldout={"adding": tiny_records(2, kind="add")}, notice=lines.append)
+    assert lines == [
+        "held-out set 'adding': 2 of its prompts are trained on as well; what is measured on them"
+        " is no validation"
+    ]
+    with pytest.raises(DataError, match="subset 'heldout of adding' is empty"):
+        build(heldout={"adding": []})
+    with pytest.raises(ConfigError, match="heldout must be a mapping"):
+        build(heldout=[1])

@@ -39,12 +39,14 @@ class FakeChild:
     def __init__(self, end: Callable[[], int], wait: bool = False) -> None:
         self._end, self._wait = end, wait
         self._looks = 0
+        self.slow = 0
+        """Looks more that it takes to end after a signal."""
         self.signals: list[int] = []
         self.status: int | None = None
 
     def poll(self) -> int | None:
         self._looks += 1
-        if self.status is None and self.signals and self._looks > 5:
+        if self.status is None and self.signals and self._looks > 5 + self.slow:
             self.status = 128 + self.signals[0]
         elif self.status is None and self._looks > 1 and not self._wait:
             self.status = self._end()

@@ -14,11 +14,13 @@ import torch
 import yaml
 
 import hbo.reports
+import hbo.run.stop
 from hbo.config import load_config
-from hbo.errors import ConfigError, EnvironmentProblem
+from hbo.errors import ConfigError, DataError, EnvironmentProblem
 from hbo.run import compare, fleet
 from hbo.run.comparison import Comparison, plan_comparison
 from hbo.run.estimate import Board, Progress, cost_of, progress_of
+from hbo.run.evaluate import evaluate_run
 from hbo.run.resume import alone_in
 from hbo.run.stop import Interrupted, StopRequest, listening
 from tests.run.fake_runs import FakeLauncher, leave_run
@@ -79,7 +81,7 @@ def test_it_runs_seed_by_seed_and_writes_the_results_after_each(here: Path, page
     assert {one.datasets["german"].data_files for one in configs} == {"german.jsonl"}
 
 
-def test_finished_runs_are_not_made_again_and_lose_their_models(here: Path):
+def test_finished_runs_are_not_made_again_and_keep_the_models_that_were_kept(here: Path):
     run(planned("prop", "temp", seeds=(1,)), FakeLauncher(), keep_models=True)
     assert (here / "run/prop/seed-1/model").is_dir()
     launcher = FakeLauncher()
@@ -88,11 +90,30 @@ def test_finished_runs_are_not_made_again_and_lose_their_models(here: Path):
         "run/hbo/seed-1.yaml", "run/hbo/seed-2.yaml", "run/prop/seed-2.yaml", "run/temp/seed-2.yaml"
     ]  # fmt: skip
     assert told[0] == "2 of 6 runs are finished"
-    left = {path.name for path in (here / "run" / "prop" / "seed-1").iterdir()}
+    left = {path.name for path in (here / "run" / "hbo" / "seed-1").iterdir()}
     assert left == {"config.yaml", "summary.json", "heldout.json", "run.jsonl"}
+    kept = {path.name for path in (here / "run" / "prop" / "seed-1").iterdir()}
+    assert kept == {*left, "model", "checkpoint-4"}
     # The first run has measured the untouched model: no other does it again.
     assert json.loads((here / "run" / "runs.json").read_text())["before"] == "prop/seed-1"
     assert not load_config("run/hbo/seed-1.yaml").config.evaluation.before
+
+
+def test_evaluating_a_run_whose_model_was_removed_says_so(here: Path):
+    run(planned("prop", seeds=(1,)), FakeLauncher())
+    with pytest.raises(DataError) as caught:
+        evaluate_run("run/prop/seed-1")
+    assert "this run's model was removed, as `hbo compare` does without --keep-m" in str(
+        caught.value
+    )
+    again = "hbo train run/prop/seed-1/config.yaml --set output_dir=ANOTHER"
+    assert again in str(caught.value)
+    (here / "run/prop/seed-1/summary.json").unlink()
+    with pytest.raises(DataError, match="was removed"):
+        evaluate_run("run/prop/seed-1")
+    (here / "run/prop/seed-1/heldout.json").unlink()
+    with pytest.raises(DataError, match="this run has no model yet; finish it"):
+        evaluate_run("run/prop/seed-1")
 
 
 def test_a_run_that_lacks_its_end_is_made_again(here: Path):
@@ -156,19 +177,49 @@ def test_a_process_that_was_killed_is_said_to_be(here: Path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_passed_on_once_and_nothing_new_starts(here: Path, number: signal.Signals):
-    launcher = FakeLauncher(waiting=True)
+    launcher, comparison = FakeLauncher(waiting=True), planned()
+    board = Board(comparison)
 
     def send(watched: fleet.Fleet) -> None:
-        if not sent:
-            sent.append(number)
+        board.rows(watched)  # as the table at a terminal does
+        if not fleets:
+            fleets.append(watched)
+            launcher.children[1].slow = 20
             os.kill(os.getpid(), number)
 
-    sent: list[int] = []
+    fleets: list[fleet.Fleet] = []
     with listening() as stop, pytest.raises(Interrupted) as caught:
-        run(planned(), launcher, stop=stop, places=[{}, {}], watch=send)
+        run(comparison, launcher, stop=stop, places=[{}, {}], watch=send)
     assert caught.value.signal_number == number
     assert "run again to go on" in str(caught.value)
     assert [child.signals for child in launcher.children] == [[number], [number]]
+    assert [(row.done, row.failed) for row in board.rows(fleets[0])] == [(0, 0)] * 3
+    assert set(fleets[0].waiting) == set(comparison.runs)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_runs_hear_a_signal_as_often_as_it_came(
+    here: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+):
+    monkeypatch.setattr(hbo.run.stop, "ONE_WISH", 0.0)
+    launcher, looks = FakeLauncher(waiting=True), 0
+
+    def send(watched: fleet.Fleet) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            launcher.children[0].slow = 20
+            os.kill(os.getpid(), signal.SIGINT)
+        if looks == 3 and again:
+            os.kill(os.getpid(), signal.SIGINT)
+        elif looks == 3:
+            raise RuntimeError("of the table")
+
+    with listening() as stop, pytest.raises(Interrupted if again else RuntimeError):
+        run(planned(), launcher, stop=stop, watch=send)
+    (only,) = launcher.children
+    assert only.signals == [signal.SIGINT] * (2 if again else 1)
+    assert only.status is not None
 
 
 def test_what_breaks_the_comparison_off_leaves_no_process_behind(here: Path):
@@ -196,7 +247,15 @@ def test_results_that_cannot_be_written_stop_no_run(here: Path, monkeypatch: pyt
 def test_several_at_a_time_have_places_of_their_own_and_scores_before(here: Path):
     write_config(here, difficulty={"metric": "loss", "groups": 2, "cache_dir": "scores"})
     launcher = FakeLauncher()
-    run(planned(seeds=(1,)), launcher, places=[{"PLACE": "a"}, {"PLACE": "b"}])
+    comparison, seen = planned(seeds=(1,)), []
+    board = Board(comparison)
+    run(
+        comparison,
+        launcher,
+        places=[{"PLACE": "a"}, {"PLACE": "b"}],
+        watch=lambda one: seen.append([row.done for row in board.rows(one)]),
+    )
+    assert seen[0] == [0, 0, 0]  # none of them is in the fleet that scores
     assert launcher.started[0] == ["score", "run/prop/seed-1.yaml"]
     assert len(launcher.started) == 4
     assert {tuple(one.items()) for one in launcher.environments[1:3]} == {
@@ -257,6 +316,21 @@ def test_steps_and_draws_are_the_same_for_all_and_groups_need_not_be(here: Path)
             with_set(**{f"training.{key}": value})
 
 
+def test_what_is_measured_is_the_same_for_all(here: Path):
+    def with_length(tokens: int) -> Comparison:
+        short = {"policy": "prop", "set": {"training.max_length": tokens}}
+        write_config(here, policies={"prop": {}, "short": short})
+        return planned("prop", "short")
+
+    assert len(with_length(1000).runs) == 4  # cuts nothing
+    with pytest.raises(ConfigError) as caught:
+        with_length(36)  # the longest have 37 tokens
+    assert "policies.short: its held-out examples of 'arabic' are not those of 'prop'" in str(
+        caught.value
+    )
+    assert not (here / "run").exists()
+
+
 def test_all_is_checked_before_anything_is_written(here: Path):
     write_config(here, policies={"odd": {"policy": "hbo", "set": {"training.optim": "none"}}})
     with pytest.raises(ConfigError, match=r"none is not a valid Opt.* \(entry 'odd'\)$"):
@@ -270,13 +344,16 @@ def test_what_is_in_the_way_is_refused(here: Path):
     write_config(here, policies={"a b": {"policy": "uni"}, "a/b": {"policy": "uni"}})
     with pytest.raises(ConfigError, match="its folder would be 'a-b', and that is taken"):
         planned("a b", "a/b")
+    write_config(here, policies={"Uni": {"policy": "uni"}, "uni": {}})
+    with pytest.raises(ConfigError, match=r"policies.Uni: its folder would be 'Uni', and that is"):
+        planned("uni", "Uni")
     (here / "run").mkdir()
     (here / "run" / "summary.json").write_text("{}")
     with pytest.raises(ConfigError, match="'run' holds a run; a comparison needs another"):
         planned()
 
 
-def test_by_default_the_block_and_the_policy_of_balance_are_compared(here: Path):
+def test_by_default_the_block_alone_is_compared(here: Path):
     names = {"temp": {"temperature": 3}, "../x": {"policy": "uni"}}
     write_config(
         here, policies={**names, "t": {"policy": "temp", "choose": {"temperature": [2, 4]}}}
@@ -286,14 +363,15 @@ def test_by_default_the_block_and_the_policy_of_balance_are_compared(here: Path)
     assert [
         (entry["name"], entry["of"], entry["folders"]["5"]) for entry in manifest["entries"]
     ] == [
-        ("hbo", None, "hbo/seed-5"),
         ("temp", None, "temp/seed-5"),
         ("../x", None, "-.-x/seed-5"),
         ("t temperature=2", "t", "t-temperature-2/seed-5"),
         ("t temperature=4", "t", "t-temperature-4/seed-5"),
     ]
     assert manifest["against"] == "t"
-    assert plan_comparison(loaded, None, [5]).against == "hbo"
+    write_config(here)
+    manifest = plan_comparison(load_config("config.yaml"), None, [5]).manifest()
+    assert [entry["name"] for entry in manifest["entries"]] == ["hbo"]
 
 
 def test_the_untouched_model_is_not_measured_where_nobody_wants_it(here: Path):
@@ -352,7 +430,7 @@ def test_the_time_of_another_run_serves_where_there_is_none(here: Path):
     like = leave_run(comparison.runs[0].config)
     like.rename("like")
     assert cost_of(comparison, 1, Path("like"))["entries"][0]["seconds"] == 8.0
-    with pytest.raises(hbo.errors.DataError, match="there is no finished run here"):
+    with pytest.raises(DataError, match="there is no finished run here"):
         cost_of(comparison, 1, Path("nowhere"))
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from hbo.config import load_config
-from hbo.config.entries import Entry, entries_of, refuse_secrets
+from hbo.config.entries import Entry, entries_of, names_of, reference_of, refuse_secrets
 from hbo.errors import ConfigError
 
+ROOT = Path(__file__).parents[2]
 BASE = """model: m
 datasets: {a: {data_files: a.jsonl}, b: {data_files: b.jsonl}}
 balance: {policy: hbo, update_interval: 50, rate: 0.3, prior_temperature: 2.0, lag: 4}
@@ -143,3 +144,43 @@ def test_a_configuration_without_secrets_is_none(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(BASE + "training: {lr_scheduler_kwargs: '{\"a\":1}', hub_token: '***'}\n")
     refuse_secrets(load_config(path))
+
+
+@pytest.mark.parametrize(
+    ("block", "reference"),
+    [
+        ("a: {policy: uni}\n  b: {policy: prop}\n  prop: {policy: prop}", "prop"),
+        ("prop: {policy: uni}\n  b: {policy: prop}", "prop"),
+        ("a: {policy: prop, set: {train_share: 0.5}}\n  b: {policy: prop}", "b"),
+        ("a: {policy: uni}\n  b: {policy: temp, choose: {temperature: [2, 3]}}", "a"),
+        ("b: {policy: temp, choose: {temperature: [2, 3]}}", "b"),
+    ],
+)
+def test_the_reference_is_proportional_sampling_where_nobody_says(entries, block, reference):
+    assert reference_of(list(entries(f"policies:\n  {block}\n").values())) == reference
+
+
+RECIPES = sorted(
+    path
+    for folder in ("analyses", "paper")
+    for path in (ROOT / "configs" / folder).glob("*.yaml")
+    if path.name != "common.yaml"
+)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_recipe_compares_different_things_with_proportional_sampling(path: Path):
+    loaded = load_config(path)
+    found = entries_of(loaded, names_of(loaded))
+    assert len(found) > 3
+    reference = reference_of(found)
+    assert [entry.policy for entry in found if entry.group == reference] == ["prop"]
+    plain = [entry.configured(1, "out", False).config.plain() for entry in found]
+    equal = [(found[a].name, found[b].name) for b in range(len(found)) for a in range(b)
+             if plain[a] == plain[b]]  # fmt: skip
+    assert equal == []
+
+
+def test_no_two_analyses_share_a_folder():
+    folders = [load_config(path).config.output_dir for path in RECIPES]
+    assert len(set(folders)) == len(RECIPES)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +17,7 @@ import pytest
 
 from hbo.cli import main
 from hbo.config import load_config
+from hbo.config.entries import entries_of, names_of
 from tests.evaluation.benchmark_files import write_split
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
@@ -130,7 +133,7 @@ def test_the_settings_are_the_papers():
         assert draws == 64
         assert config.difficulty.groups == 4
         assert config.balance.fields == {"prior_temperature": 1, "update_interval": 200}
-        assert len(config.policies) == 8
+        assert len(config.policies) == 9
     assert len(config.evaluation.benchmarks) == 4
 
 
@@ -180,3 +183,25 @@ def test_every_backbone_and_command_of_the_readme_is_one_of_the_recipes():
     named = set(re.findall(r"configs/[\w/.-]+", text))
     assert {name for name in named if not (ROOT / name).exists()} == set()
     assert {f"configs/paper/{mixture}.yaml" for mixture in MIXTURES} <= named
+
+
+def test_the_loop_of_the_readme_makes_the_runs_that_a_comparison_would():
+    loop = re.findall(r"```sh\n(.+?)```", (PAPER / "README.md").read_text("utf-8"), re.DOTALL)[0]
+    said = subprocess.run(
+        ["sh", "-c", f'accelerate() {{ echo "$@"; }}\n{loop}'],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    commands = [line.split(" -m hbo ")[1] for line in said.splitlines()]
+    trained = [shlex.split(one) for one in commands if one.startswith("train ")]
+    configs = [load_config(words[1], words[3::2]).config for words in trained]
+    evaluated = [one.removeprefix("evaluate ") for one in commands if one.startswith("evaluate ")]
+    assert evaluated == [config.output_dir for config in configs]
+    loaded = load_config(PAPER / "multilingual.yaml")
+    wanted = [
+        entry.configured(seed, "out", False).config.balance
+        for entry in entries_of(loaded, names_of(loaded))
+        for seed in (42, 43, 44)
+    ]
+    assert len(configs) == len(wanted) == len(set(evaluated)) == 27
+    assert all(wanted.count(one.balance) == 3 for one in configs)
+    assert {config.seed for config in configs} == {42, 43, 44}

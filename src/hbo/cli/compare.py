@@ -31,7 +31,7 @@ def compare(
     policies: Annotated[
         str | None,
         typer.Option(
-            metavar="A,B", help="Entries of `policies:`, or policies. Default: the block, and ours."
+            metavar="A,B", help="Entries of `policies:`, or policies. Default: the whole block."
         ),
     ] = None,
     seeds: Annotated[
@@ -39,7 +39,9 @@ def compare(
     ] = "3",
     against: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What the others are compared with. Default: prop."),
+        typer.Option(
+            metavar="NAME", help="What the others are compared with. Default: of policy prop."
+        ),
     ] = None,
     jobs: Annotated[
         int | None,
@@ -56,7 +58,7 @@ def compare(
         bool, typer.Option("--overwrite", help="Begin all these runs anew.")
     ] = False,
     keep_models: Annotated[
-        bool, typer.Option("--keep-models", help="Keep the weights of finished runs.")
+        bool, typer.Option("--keep-models", help="Keep the weights of the runs that finish now.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

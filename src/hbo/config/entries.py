@@ -64,6 +64,21 @@ class Entry:
         return check(Document(values, self.document.places))
 
 
+def names_of(loaded: LoadedConfig) -> list[str]:
+    """What is compared where nobody names anything: the block ``policies``, else the policy."""
+    return list(loaded.config.policies) or [loaded.config.balance.policy]
+
+
+def reference_of(entries: Sequence[Entry]) -> str:
+    """What the others are compared with where nobody says: proportional sampling, else the first.
+
+    The entry named ``prop`` comes first, then one of that policy that sets nothing else.
+    """
+    groups = [entry.group for entry in entries]
+    plain = [e.group for e in entries if e.policy == "prop" and not e.set and e.of is None]
+    return next((name for name in ("prop", *plain) if name in groups), groups[0])
+
+
 def entries_of(loaded: LoadedConfig, names: Sequence[str]) -> list[Entry]:
     """The entries of these names: of the block ``policies``, else policies as they are.
 

@@ -25,6 +25,7 @@ from hbo.data.subset import (
 )
 from hbo.difficulty.metrics import NEEDS_ALONE
 from hbo.errors import ConfigError, DataError
+from hbo.measure.examples import Encoded
 from hbo.measure.ranks import ONE_RANK, Ranks
 from hbo.sampling.limits import Limits
 
@@ -96,14 +97,12 @@ def build_mixture(
             "or use 'length' or 'column:NAME'"
         )
     check_plan(tuple(subsets), weights, limits)  # before hours of scoring, not after
-    _check_heldout(subsets, heldout or {})
+    _check_heldout(subsets, heldout)
     notice = notice or (lambda line: None)
     tokenizer = tokenizer or _tokenizer_of(model)
     renderer = renderer or Renderer(tokenizer, max_length=max_length)
     loaded, encoded = _encoded(subsets, renderer, SkippedRecords(on_bad_record), notice)
-    _, validation = _encoded(
-        heldout or {}, renderer, SkippedRecords(on_bad_record), notice, kind="held-out set"
-    )
+    validation = _heldout(heldout or {}, loaded, renderer, SkippedRecords(on_bad_record), notice)
     alone = difficulty in NEEDS_ALONE
     for name in encoded if alone else ():
         check_alone(difficulty, loaded[name], encoded[name])
@@ -128,14 +127,33 @@ def build_mixture(
         first_losses=None if first is None else {name: s.loss for name, s in first.items()},
         weights=weights,
         limits=limits,
-        heldout={name: subset.encoded for name, subset in validation.items()},
+        heldout=validation,
     )
 
 
-def _check_heldout(
-    subsets: Mapping[str, Iterable[Mapping[str, Any]]], heldout: Mapping[str, Any]
-) -> None:
-    unknown = sorted(set(heldout) - set(subsets))
+def _heldout(
+    heldout: Mapping[str, Iterable[Mapping[str, Any]]],
+    trained: Mapping[str, Subset],
+    renderer: Renderer,
+    bad: SkippedRecords,
+    notice: Notice,
+) -> dict[str, tuple[Encoded, ...]]:
+    """Validation examples by subset, with a notice where their prompts are trained on too."""
+    loaded, encoded = _encoded(heldout, renderer, bad, notice, kind="held-out set")
+    for name, subset in loaded.items():
+        shared = set(subset.prompts()) & set(trained[name].prompts())
+        if shared:
+            notice(
+                f"held-out set {name!r}: {len(shared)} of its prompts are trained on as well; what"
+                " is measured on them is no validation"
+            )
+    return {name: subset.encoded for name, subset in encoded.items()}
+
+
+def _check_heldout(subsets: Mapping[str, Iterable[Mapping[str, Any]]], heldout: Any) -> None:
+    if heldout is not None and not isinstance(heldout, Mapping):
+        raise ConfigError("heldout must be a mapping from subset to its validation examples")
+    unknown = sorted(set(heldout or {}) - set(subsets))
     if unknown:
         raise ConfigError(
             f"heldout has {unknown[0]!r}, which is no subset; the subsets are {', '.join(subsets)}"
@@ -151,7 +169,10 @@ def _encoded(
 ) -> tuple[dict[str, Subset], dict[str, EncodedSubset]]:
     """Canonical and encoded examples, with a notice of what was left out."""
     loaded = {
-        name: load_subset(name, _records(name, rows, kind), bad) for name, rows in subsets.items()
+        name: load_subset(
+            name if kind == "subset" else f"heldout of {name}", _records(name, rows, kind), bad
+        )
+        for name, rows in subsets.items()
     }
     encoded = {
         name: encode_subset(subset, renderer, on_bad=bad.on_bad) for name, subset in loaded.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,27 @@ def load_tasks(benchmarks: Sequence[str], files: str | Path | None = None) -> Ta
             tasks.update(found["tasks"])
             groups.update(found["groups"])
     return Tasks(tasks, groups)
+
+
+def check_benchmarks(benchmarks: Sequence[str], files: str | Path | None = None) -> None:
+    """Refuse, without loading any data, what `load_tasks` would refuse after a training.
+
+    Where lm-eval is not installed, only the names in `BENCHMARKS` are known, and others pass.
+
+    Args:
+        benchmarks: As in `load_tasks`.
+        files: As in `load_tasks`.
+
+    Raises:
+        ConfigError: The harness has no such task, or there is no such folder.
+    """
+    if files is not None and not Path(files).is_dir():
+        raise ConfigError(f"evaluation.harness.files: {str(files)!r} is no folder; make it first")
+    others = [name for name in benchmarks if name not in BENCHMARKS]
+    if others and find_spec("lm_eval") is not None:
+        manager = _manager(others)
+        for name in others:
+            _names(manager, name)
 
 
 def run_harness(

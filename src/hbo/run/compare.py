@@ -35,7 +35,7 @@ def run_comparison(
         stop: Hears signals.
         tell: Told what happens, in lines.
         watch: Called several times a second.
-        keep_models: Keep the weights of finished runs.
+        keep_models: Keep the weights of the runs that finish now; what an earlier call kept stays.
         launch: Starts a process.
 
     Raises:
@@ -46,8 +46,6 @@ def run_comparison(
     waiting = [run for run in comparison.runs if not run.finished]
     for run in comparison.runs:
         write_run_config(run)
-        if run not in waiting and not keep_models:
-            remove_models(run)
     if len(waiting) < len(comparison.runs):
         tell(f"{len(comparison.runs) - len(waiting)} of {len(comparison.runs)} runs are finished")
 

@@ -12,13 +12,14 @@ from typing import Any
 import yaml
 
 from hbo.config import LoadedConfig
-from hbo.config.entries import Entry, entries_of, refuse_secrets
+from hbo.config.entries import Entry, entries_of, names_of, reference_of, refuse_secrets
 from hbo.config.explain import unknown
+from hbo.data.assemble import content_fingerprint
 from hbo.errors import ConfigError, HBOError
 from hbo.run import folder as files
 from hbo.run.files import json_text, write_whole
 from hbo.run.plan import Plan, plan_of
-from hbo.run.prepare import Prepared, prepare
+from hbo.run.prepare import Part, Prepared, prepare
 from hbo.run.resume import resolved
 
 MANIFEST = "runs.json"
@@ -80,12 +81,14 @@ class Planned:
         entry: The policy.
         facts: What ``hbo plan`` says of its run, as JSON-safe values.
         disk: (bytes of one run's checkpoints and model, bytes of its model).
+        heldout: Subset -> hash of the tokens and labels of its validation and test examples.
         runs: One for each seed.
     """
 
     entry: Entry
     facts: Mapping[str, Any]
     disk: tuple[int, int]
+    heldout: Mapping[str, str]
     runs: tuple[Run, ...]
 
 
@@ -155,9 +158,9 @@ def plan_comparison(
 
     Args:
         loaded: The configuration.
-        names: Of the entries; ``None``: ``balance.policy`` and the block ``policies``.
+        names: Of the entries; ``None``: ``names_of``.
         seeds: One run of each entry for each.
-        against: The entry that the others are compared with; ``None``: ``prop``, else the first.
+        against: The entry that the others are compared with; ``None``: ``reference_of``.
         overwrite: Runs of other settings are not in the way: they will be removed.
         progress: Told what is being read.
 
@@ -170,8 +173,7 @@ def plan_comparison(
     if files.holds_run(folder):
         text = f"{str(folder)!r} holds a run; a comparison needs another output_dir"
         raise loaded.error(("output_dir",), text)
-    names = names or list(dict.fromkeys([loaded.config.balance.policy, *loaded.config.policies]))
-    entries = entries_of(loaded, names)
+    entries = entries_of(loaded, names or names_of(loaded))
     folders = {entry.name: folder / name for entry, name in _folder_names(loaded, entries)}
     groups = list(dict.fromkeys(entry.group for entry in entries))
     if against is not None and against not in groups:
@@ -182,23 +184,24 @@ def plan_comparison(
     planner = _Planner(seeds, before, overwrite, progress)
     planned = [planner.planned(entry, places[entry.name]) for entry in entries]
     _require_equal(loaded, planned)
-    named = against or ("prop" if "prop" in groups else groups[0])
     where = None if before is None else before.relative_to(folder).as_posix()
+    named = against or reference_of(entries)
     return Comparison(folder, named, tuple(seeds), where, tuple(planned), tuple(planner.unscored))
 
 
 def _folder_names(loaded: LoadedConfig, entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
     """A folder for each entry, of a name that every file system takes."""
-    found: dict[str, Entry] = {}
+    found: list[tuple[Entry, str]] = []
+    taken = {name.casefold() for name in (MANIFEST, *PAGES)}
     for entry in entries:
-        kept = (letter if letter.isalnum() or letter in "._" else "-" for letter in entry.name)
-        name = "".join(kept)
+        name = "".join(one if one.isalnum() or one in "._" else "-" for one in entry.name)
         name = f"-{name[1:]}" if name.startswith(".") else name
-        if name in found or name in {MANIFEST, *PAGES}:
-            text = f"its folder would be {name!r}, and that is taken; rename the entry"
+        if name.casefold() in taken:  # some disks do not tell capitals apart
+            text = f"its folder would be {name!r}, and that is taken, capitals aside; rename it"
             raise loaded.error(("policies", entry.group), text)
-        found[name] = entry
-    return [(entry, name) for name, entry in found.items()]
+        taken.add(name.casefold())
+        found.append((entry, name))
+    return found
 
 
 def _measures_before(
@@ -247,6 +250,7 @@ class _Planner:
         self._progress = progress
         self._prepared: list[tuple[dict[str, Any], Prepared]] = []
         self._sizes: list[tuple[Prepared, tuple[int, int]]] = []
+        self._hashes: list[tuple[tuple[Part, ...], dict[str, str]]] = []
         self._lacking: list[dict[str, Any]] = []
 
     def planned(self, entry: Entry, places: Sequence[Path]) -> Planned:
@@ -267,7 +271,8 @@ class _Planner:
             _require_same(runs)
         if self._lacks_scores(plan):
             self.unscored.append(runs[0])
-        return Planned(entry, _facts(plan), self._disk(plan), runs)
+        heldout = self._heldout(plan.prepared.parts)
+        return Planned(entry, _facts(plan), self._disk(plan), heldout, runs)
 
     def _configured(self, entry: Entry, seed: int, place: Path) -> LoadedConfig:
         """A run's configuration; one that has begun keeps what it has begun to measure."""
@@ -296,6 +301,19 @@ class _Planner:
         if lacks:
             self._lacking.append(rest)
         return lacks
+
+    def _heldout(self, parts: tuple[Part, ...]) -> dict[str, str]:
+        """What is held out of each subset, as a hash."""
+        known = next((hashes for one, hashes in self._hashes if one is parts), None)
+        if known is None:
+            known = {
+                part.name: content_fingerprint(
+                    [[e.encoded for e in half] for half in (part.validation, part.test)]
+                )
+                for part in parts
+            }
+            self._hashes.append((parts, known))
+        return known
 
     def _disk(self, plan: Plan) -> tuple[int, int]:
         """Bytes of checkpoints and model of a run, and of its model alone."""
@@ -361,7 +379,7 @@ def _require_same(runs: Sequence[Run]) -> None:
 
 
 def _require_equal(loaded: LoadedConfig, planned: Sequence[Planned]) -> None:
-    """Policies are compared at the same steps and draws."""
+    """Policies are compared at the same steps and draws, on the same held-out examples."""
     first = planned[0]
     for other in planned[1:]:
         for key, word in (("steps", "steps"), ("draws_per_step", "draws a step")):
@@ -371,4 +389,12 @@ def _require_equal(loaded: LoadedConfig, planned: Sequence[Planned]) -> None:
                     f"it has {other.facts[key]} {word} and {first.entry.name!r} has "
                     f"{first.facts[key]}; a comparison fixes steps and draws: set "
                     "training.max_steps and the batch for all alike",
+                )
+        for name in {**first.heldout, **other.heldout}:
+            if other.heldout.get(name) != first.heldout.get(name):
+                raise loaded.error(
+                    ("policies", other.entry.group),
+                    f"its held-out examples of {name!r} are not those of {first.entry.name!r}; a "
+                    "comparison fixes what is measured: set for all alike what changes their "
+                    "tokens, such as training.max_length",
                 )

@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,13 +180,22 @@ class Board:
     def rows(self, fleet: Fleet) -> list[Row]:
         """One row for each entry."""
         open_ = {*fleet.waiting, *(active.run for active in fleet.active), *fleet.failed}
+        done = [
+            [run for run in planned.runs if self._is_done(run, open_)]
+            for planned in self._comparison.planned
+        ]
         paces: dict[str, float] = {}
-        for planned in self._comparison.planned:
-            walls = [self._facts(run)[0] for run in planned.runs if run not in open_]
+        for planned, runs in zip(self._comparison.planned, done, strict=True):
+            walls = [self._facts(run)[0] for run in runs]
             walls += _running_paces(planned, fleet)
             if walls:
                 paces[planned.entry.name] = statistics.mean(walls)
-        return [self._row(planned, fleet, open_, paces) for planned in self._comparison.planned]
+        rows = zip(self._comparison.planned, done, strict=True)
+        return [self._row(planned, fleet, runs, paces) for planned, runs in rows]
+
+    def _is_done(self, run: Run, open_: set[Run]) -> bool:
+        """Whether it is finished; not every run is one of the fleet, which may only score."""
+        return run in self._finished or (run not in open_ and run.finished)
 
     def _facts(self, run: Run) -> tuple[float, float | None]:
         """Wall seconds and validation loss of a finished run, read once."""
@@ -196,9 +205,8 @@ class Board:
         return self._finished[run]
 
     def _row(
-        self, planned: Planned, fleet: Fleet, open_: set[Run], paces: Mapping[str, float]
+        self, planned: Planned, fleet: Fleet, done: Sequence[Run], paces: Mapping[str, float]
     ) -> Row:
-        done = [run for run in planned.runs if run not in open_]
         losses = [loss for _, loss in map(self._facts, done) if loss is not None]
         active = [one.run for one in fleet.active if one.run in planned.runs]
         now = tuple(progress_of(run.folder) for run in active)
@@ -206,17 +214,18 @@ class Board:
         if pace is None and paces:
             pace = statistics.mean(paces.values())
         steps = planned.facts["steps"]
-        runs_left = sum(run in fleet.waiting for run in planned.runs)
-        left = runs_left + sum(1.0 - min(1.0, one.step / steps) for one in now)
+        failed = sum(run in fleet.failed for run in planned.runs)
+        left = len(planned.runs) - len(done) - failed
+        begun = sum(min(1.0, one.step / steps) for one in now)
         return Row(
             name=planned.entry.name,
             done=len(done),
-            failed=sum(run in fleet.failed for run in planned.runs),
+            failed=failed,
             total=len(planned.runs),
             now=now,
             steps=steps,
             validation=statistics.mean(losses) if losses else None,
-            seconds_left=None if pace is None else left * pace,
+            seconds_left=None if pace is None else (left - begun) * pace,
         )
 
 

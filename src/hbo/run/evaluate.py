@@ -44,10 +44,13 @@ def evaluate_run(folder: Path | str) -> dict[str, Any]:
     loaded = _config(folder)
     model_folder = folder / files.MODEL
     if not model_folder.is_dir():
-        raise DataError(
-            "this run has no model yet; finish it with `hbo train CONFIG --resume`",
-            where=str(folder),
-        )
+        text = "this run has no model yet; finish it with `hbo train CONFIG --resume`"
+        if any((folder / name).is_file() for name in (files.HELDOUT, files.SUMMARY)):
+            text = (
+                "this run's model was removed, as `hbo compare` does without --keep-models; make it"
+                f" anew: `hbo train {folder / files.CONFIG} --set output_dir=ANOTHER`"
+            )
+        raise DataError(text, where=str(folder))
     prepared = prepare(loaded, say)
     # Before the model is asked anything, since data may be missing.
     tasks = on_all_ranks(lambda: _tasks(loaded))

@@ -18,7 +18,7 @@ from typing import Protocol
 from hbo.run.comparison import Run
 from hbo.run.estimate import progress_of
 from hbo.run.progress import printable
-from hbo.run.stop import StopRequest
+from hbo.run.stop import Interrupted, StopRequest
 
 TICK = 0.25
 """Seconds between two looks at the processes."""
@@ -154,7 +154,8 @@ class Fleet:
 
         Raises:
             Interrupted: A signal came. All processes have ended, with their checkpoints unless it
-                came twice.
+                came twice. Each process hears it as often as it came, and no run that it stopped
+                has failed.
         """
         self._stop.patient = True
         try:
@@ -165,6 +166,9 @@ class Fleet:
                 self._watch(self)
                 time.sleep(TICK)
                 self._collect()
+        except Interrupted:
+            self._passed_on = None  # it came again, and is for the processes too
+            raise
         finally:
             self._stop.patient = False
             self._end_all()
@@ -213,7 +217,8 @@ class Fleet:
                 continue
             self.active.remove(active)
             if status != 0 and self._stop.signal_number is not None:
-                continue  # as we asked it to
+                self.waiting.append(active.run)  # as we asked it to
+                continue
             text = _last_words(active, status) if status else self._finished(active.run)
             if text is None:
                 self._tell(f"finished: {active.run.name}")
@@ -224,9 +229,10 @@ class Fleet:
     def _end_all(self) -> None:
         """Leave no process behind when the comparison breaks off."""
         number, deadline = self._stop.signal_number or signal.SIGTERM, time.monotonic() + PATIENCE
-        for active in self.active:
-            with suppress(OSError):
-                active.child.send_signal(number)
+        if self._passed_on is None:
+            for active in self.active:
+                with suppress(OSError):
+                    active.child.send_signal(number)
         while any(active.child.poll() is None for active in self.active):
             if time.monotonic() > deadline:
                 for active in self.active:

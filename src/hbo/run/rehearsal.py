@@ -38,6 +38,7 @@ def rehearse(prepared: Prepared, steps: int) -> None:
     _check_balancing(loaded, settings.training)
     _check_trackers(loaded, settings.training)
     _check_best(loaded, settings.training)
+    _check_benchmarks(loaded)
     model = _check_model(prepared, ("model",), prepared.model)
     if prepared.scoring_model != prepared.model:
         _check_model(prepared, ("difficulty", "scoring_model"), prepared.scoring_model)
@@ -97,6 +98,23 @@ def _check_best(loaded: LoadedConfig, training: Any) -> None:
         return
     text = unknown(metric, [f"eval_{name}" for name in known], kind="metric")
     raise loaded.error(("training", "metric_for_best_model"), text)
+
+
+def _check_benchmarks(loaded: LoadedConfig) -> None:
+    """`hbo evaluate` runs them, hours later."""
+    from hbo.evaluation.harness import check_benchmarks
+
+    settings = loaded.config.evaluation
+    if not settings.benchmarks:
+        return
+    try:
+        check_benchmarks(settings.benchmarks, settings.harness.files)
+    except ConfigError as error:
+        place: tuple[str, ...] = ("evaluation", "benchmarks")
+        text = error.message.removeprefix("evaluation.harness.files: ")
+        if text != error.message:
+            place = ("evaluation", "harness", "files")
+        raise loaded.error(place, text) from None
 
 
 def _check_model(prepared: Prepared, path: tuple[str, ...], name: str) -> Any:
