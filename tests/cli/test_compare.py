@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hbo.errors import ConfigError
 from tests.support.workspace import write_config
 
 
@@ -25,6 +26,7 @@ from tests.support.workspace import write_config
         (["--seeds", "4294967296,"], "are no seeds"),
         (["--seeds", "9" * 5000], "are no seeds"),
         (["--seeds", "²,"], "are no seeds"),
+        (["--policies", "prop,prop"], "--policies: 'prop' is given twice; keep one"),
         (["--policies", "prop,,uni"], "--policies: 'prop,,uni' holds an empty name"),
         (["--policies", "porp"], "--policies: unknown policy 'porp'; did you mean 'prop'?"),
         (["--against", "uni"], "--against: unknown entry 'uni'"),
@@ -119,3 +121,19 @@ def check_the_same_by_train(workspace: Path, hbo, summary: dict) -> None:
     first, second = (json.loads((folder / "heldout.json").read_text()) for folder in heldout)
     assert first == second
     assert set(first["splits"]) == {"validation", "test"}
+
+
+def test_what_there_is_of_a_comparison_is_printed_when_a_run_fails(
+    workspace: Path, hbo, monkeypatch: pytest.MonkeyPatch
+):
+    def fails(comparison, *_args, **_options):
+        comparison.folder.mkdir(exist_ok=True)
+        for name in ("comparison.json", "comparison.md", "comparison.html"):
+            (comparison.folder / name).write_text(f"this is {name}\n")
+        raise ConfigError("1 of 2 runs failed")
+
+    monkeypatch.setattr("hbo.run.compare.run_comparison", fails)
+    said = hbo("compare", "config.yaml", "--policies", "prop,uni", "--seeds", "1", "--json")
+    assert said.err == "error: 1 of 2 runs failed\n"
+    assert (said.status, said.out) == (2, "this is comparison.json\n")
+    assert said.err == "error: 1 of 2 runs failed\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -459,3 +460,23 @@ def test_the_same_configuration_is_read_back_as_was_checked(here: Path):
     assert load_config(only.config).config == only.loaded.config
     assert yaml.safe_load(only.config.read_text())["output_dir"] == "run/hbo/seed-1"
     assert re.match(r"run/hbo/seed-1\.(yaml|log)", str(only.log))
+
+
+def test_an_entry_that_was_mended_is_made_again_when_its_folder_is_removed(here: Path):
+    run(planned("prop", "temp", seeds=(1,)), FakeLauncher())
+    mended = load_config("config.yaml", ["policies.temp.temperature=5"])
+    with pytest.raises(ConfigError, match=r"'run/temp/seed-1' holds .*remove that folder to make"):
+        plan_comparison(mended, ["prop", "temp"], [1])
+    shutil.rmtree(here / "run/temp/seed-1")
+    launcher = FakeLauncher()
+    run(plan_comparison(mended, ["prop", "temp"], [1]), launcher)
+    assert launcher.trained == ["run/temp/seed-1.yaml"]
+
+
+def test_a_plan_to_begin_anew_counts_no_run_as_finished(here: Path):
+    run(planned("prop", "temp", seeds=(1,)), FakeLauncher())
+    comparison = planned("prop", "temp", seeds=(1,))
+    assert cost_of(comparison, 1)["finished"] == 2
+    anew = cost_of(comparison, 1, anew=True)
+    assert anew["finished"] == 0 and anew["seconds_left"] > 0
+    assert [entry["finished"] for entry in anew["entries"]] == [0, 0]

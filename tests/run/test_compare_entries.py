@@ -106,8 +106,12 @@ REFUSED = [
     ("m: {policy: hbo,\n   set: {a..b: x}}", 'c.yaml:6: policies.m.set."a..b": is no dotted key'),
     ("m: {policy: hbo,\n   choose: {rate: 1}}", "policies.m.choose.rate: is 1; must be a list"),
     ("m: {policy: hbo,\n   choose: {rate: [1, x]}}", "c.yaml:6: policies.m.rate: is 'x'"),
-    ("m: {policy: hbo, choose: {rate: [1, 1]}}", "there are two entries of this name"),
-    (f"m: {{policy: hbo, choose: {{rate: {[0.1] * 101}}}}}", "makes 101 combinations; at most 100"),
+    ("m: {policy: hbo, choose: {rate: [1, 1]}}", "choose.rate: holds a value twice"),
+    ("m: {policy: hbo, rate: 1, choose: {rate: [0.5]}}", "choose.rate: is given beside choose"),
+    (
+        f"m: {{policy: hbo, choose: {{rate: {[n / 101 for n in range(101)]}}}}}",
+        "makes 101 combinations; at most 100",
+    ),
 ]
 
 

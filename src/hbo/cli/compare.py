@@ -77,7 +77,7 @@ def compare(
     if not plan:
         _run(comparison, places, overwrite=overwrite, keep_models=keep_models, as_json=as_json)
         return
-    cost = cost_of(comparison, len(places), like)
+    cost = cost_of(comparison, len(places), like, anew=overwrite)
     if as_json:
         print_json(cost)
     else:
@@ -112,6 +112,9 @@ def _names(text: str) -> list[str]:
         raise ConfigError(
             f"{text!r} holds an empty name; write names with commas between", where="--policies"
         )
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{twice!r} is given twice; keep one", where="--policies")
     return names
 
 
@@ -145,8 +148,8 @@ def _run(
     keep_models: bool,
     as_json: bool,
 ) -> None:
+    from hbo.errors import HBOError
     from hbo.run.compare import run_comparison, start_anew
-    from hbo.run.comparison import PAGES
     from hbo.run.progress import say
     from hbo.run.resume import alone_in
     from hbo.run.stop import listening
@@ -155,10 +158,22 @@ def _run(
         if overwrite:
             start_anew(comparison)
         with _shown(comparison, tell if as_json else say) as (told, watch):
-            run_comparison(
-                comparison, places, stop, tell=told, watch=watch, keep_models=keep_models
-            )
+            try:
+                run_comparison(
+                    comparison, places, stop, tell=told, watch=watch, keep_models=keep_models
+                )
+            except HBOError:  # what there is of it; the error says what is lacking
+                _print_results(comparison, as_json)
+                raise
+    _print_results(comparison, as_json)
+
+
+def _print_results(comparison: Comparison, as_json: bool) -> None:
+    from hbo.run.comparison import PAGES
+
     data, words, page = (comparison.folder / name for name in PAGES)
+    if not page.exists():
+        return
     if as_json:
         print(data.read_text(encoding="utf-8"), end="")
     else:

@@ -106,6 +106,12 @@ def entries_of(loaded: LoadedConfig, names: Sequence[str]) -> list[Entry]:
 def _choices(loaded: LoadedConfig, name: str, entry: PolicyEntry) -> list[Entry]:
     if not entry.choose:
         return [_entry(loaded, name, entry, {}, None)]
+    for key, values in entry.choose.items():
+        where = ("policies", name, "choose", key)
+        if key in entry.fields or key in entry.set:
+            raise loaded.error(where, "is given beside choose as well; keep one of them")
+        if any(value in values[:place] for place, value in enumerate(values)):
+            raise loaded.error(where, "holds a value twice; keep it once")
     count = math.prod(len(values) for values in entry.choose.values())
     if count > MOST_CHOICES:
         text = f"makes {count} combinations; at most {MOST_CHOICES}; leave some out"

@@ -17,6 +17,7 @@ from hbo.config.explain import unknown
 from hbo.data.assemble import content_fingerprint
 from hbo.errors import ConfigError, HBOError
 from hbo.run import folder as files
+from hbo.run.comparable import require_equal, require_same
 from hbo.run.files import json_text, write_whole
 from hbo.run.plan import Plan, plan_of
 from hbo.run.prepare import Part, Prepared, prepare
@@ -183,7 +184,7 @@ def plan_comparison(
     before = _measures_before(loaded, folder, order, overwrite)
     planner = _Planner(seeds, before, overwrite, progress)
     planned = [planner.planned(entry, places[entry.name]) for entry in entries]
-    _require_equal(loaded, planned)
+    require_equal(loaded, planned)
     where = None if before is None else before.relative_to(folder).as_posix()
     named = against or reference_of(entries)
     return Comparison(folder, named, tuple(seeds), where, tuple(planned), tuple(planner.unscored))
@@ -268,7 +269,7 @@ class _Planner:
             for seed, place, one in zip(self._seeds, places, configured, strict=True)
         )
         if not self._overwrite:
-            _require_same(runs)
+            require_same(runs)
         if self._lacks_scores(plan):
             self.unscored.append(runs[0])
         heldout = self._heldout(plan.prepared.parts)
@@ -363,38 +364,3 @@ def _facts(plan: Plan) -> dict[str, Any]:
     values = plan.to_json()
     kept = ("steps", "draws_per_step", "draws", "lag", "scored", "cost", "notices", "warnings")
     return {key: values[key] for key in kept}
-
-
-def _require_same(runs: Sequence[Run]) -> None:
-    """Refuse to go on with, or to pass off as ours, a run that was begun with other settings."""
-    for run in runs:
-        changed = files.changed_keys(run.resolved, run.folder)
-        if changed:
-            raise run.loaded.error(
-                ("output_dir",),
-                f"{str(run.folder)!r} holds a run of another configuration "
-                f"({', '.join(changed[:5])}); set another output_dir, or begin all runs anew with "
-                "--overwrite",
-            )
-
-
-def _require_equal(loaded: LoadedConfig, planned: Sequence[Planned]) -> None:
-    """Policies are compared at the same steps and draws, on the same held-out examples."""
-    first = planned[0]
-    for other in planned[1:]:
-        for key, word in (("steps", "steps"), ("draws_per_step", "draws a step")):
-            if other.facts[key] != first.facts[key]:
-                raise loaded.error(
-                    ("policies", other.entry.group),
-                    f"it has {other.facts[key]} {word} and {first.entry.name!r} has "
-                    f"{first.facts[key]}; a comparison fixes steps and draws: set "
-                    "training.max_steps and the batch for all alike",
-                )
-        for name in {**first.heldout, **other.heldout}:
-            if other.heldout.get(name) != first.heldout.get(name):
-                raise loaded.error(
-                    ("policies", other.entry.group),
-                    f"its held-out examples of {name!r} are not those of {first.entry.name!r}; a "
-                    "comparison fixes what is measured: set for all alike what changes their "
-                    "tokens, such as training.max_length",
-                )

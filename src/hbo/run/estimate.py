@@ -24,7 +24,9 @@ TAIL = 2**16
 """Bytes of a run log's end that show where the run is."""
 
 
-def cost_of(comparison: Comparison, jobs: int, like: Path | None = None) -> dict[str, Any]:
+def cost_of(
+    comparison: Comparison, jobs: int, like: Path | None = None, *, anew: bool = False
+) -> dict[str, Any]:
     """What ``hbo compare --plan`` shows: runs, steps, draws, cost of signals, time and disk.
 
     Time is known from finished runs only: of the entry itself, else of another entry (or ``like``)
@@ -34,12 +36,15 @@ def cost_of(comparison: Comparison, jobs: int, like: Path | None = None) -> dict
         comparison: The runs.
         jobs: How many are made at the same time.
         like: Another finished run on such data, model and machine.
+        anew: All runs are to be made again, finished ones too.
 
     Raises:
         DataError: ``like`` holds no finished run.
     """
     plain = _plain_seconds(comparison, like)
     entries = [_cost_of_entry(planned, plain) for planned in comparison.planned]
+    if anew:
+        entries = [{**entry, "finished": 0} for entry in entries]
     known = [entry["seconds"] for entry in entries if entry["seconds"] is not None]
     left = sum((entry["runs"] - entry["finished"]) * (entry["seconds"] or 0.0) for entry in entries)
     working = max(planned.disk[0] for planned in comparison.planned)
