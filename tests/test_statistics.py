@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hbo import statistics
 from hbo.errors import DataError
 from hbo.statistics import (
     Measure,
@@ -74,6 +75,23 @@ def test_replicates_are_what_plain_loops_give():
             assert found.macro[b, p] == pytest.approx(losses.mean(axis=1))
             assert found.worst[b, p] == pytest.approx(losses.max(axis=1))
             assert found.subsets[b, p] == pytest.approx(weights @ losses)
+
+
+def test_draws_of_many_examples_are_made_in_pieces_that_change_nothing(monkeypatch):
+    measure = made_up(2, 3, (4, 1, 6))
+    whole = bootstrap(measure, replicates=40)
+    sizes = []
+    counts = statistics._counts
+    monkeypatch.setattr(statistics, "_DRAWS_AT_ONCE", 30)
+    monkeypatch.setattr(
+        statistics, "_counts", lambda n, rows, rng: sizes.append(n * rows) or counts(n, rows, rng)
+    )
+    pieces = bootstrap(measure, replicates=40)
+    assert max(sizes) == 30 and len(sizes) == 3 * 8
+    assert pieces.macro == pytest.approx(whole.macro, rel=1e-12)
+    assert pieces.subsets == pytest.approx(whole.subsets, rel=1e-12)
+    monkeypatch.setattr(statistics, "_DRAWS_AT_ONCE", 5)  # fewer than a subset's examples
+    assert bootstrap(measure, 3).macro == pytest.approx(whole.macro[:3], rel=1e-12)
 
 
 def test_examples_alone_have_the_variance_of_a_mean():

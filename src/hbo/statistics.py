@@ -47,7 +47,7 @@ BoolArray = NDArray[np.bool_]
 REPLICATES = 10_000
 LEVEL, SIGNIFICANT = 0.95, 0.05
 EXACT_SEEDS, RANDOM_PATTERNS = 20, 100_000
-_AT_ONCE = 1000
+_AT_ONCE, _DRAWS_AT_ONCE = 1000, 2**23
 _STUDENT = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058)
 """The 0.975 quantile of Student's t at 1 to 5 degrees of freedom."""
 
@@ -133,8 +133,10 @@ def bootstrap(measure: Measure, replicates: int = REPLICATES, seed: int = 0) -> 
     generators = {k: np.random.default_rng([seed, 1, k]) for k in known}
     over_seeds = np.stack([seed_weights(row, replicates, seed) for row in measure.present], axis=1)
     columns = {k: _columns(measure, k) for k in known}
-    for start in range(0, replicates, _AT_ONCE):
-        rows = slice(start, min(start + _AT_ONCE, replicates))
+    most = max((len(measure.weights[k]) for k in known), default=1)
+    at_once = max(1, min(_AT_ONCE, _DRAWS_AT_ONCE // most))
+    for start in range(0, replicates, at_once):
+        rows = slice(start, min(start + at_once, replicates))
         drawn = np.empty((len(known), rows.stop - start, policies, seeds))
         for place, k in enumerate(known):
             counts = _counts(len(measure.weights[k]), drawn.shape[1], generators[k])

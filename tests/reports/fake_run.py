@@ -138,6 +138,8 @@ class _Writer:
         self.log.write("warning", step=7, code="passes", text=f"{self.names[-1]} passes 3 times")
         summary = self.summary(before, steps)
         if self.run.finished:
+            if self.run.look_every:
+                self.look(steps, at_end=True)
             self.evaluate(steps)
             self.log.write("end", summary=summary)
             (self.folder / "summary.json").write_text(json.dumps(summary, indent=2))
@@ -189,16 +191,17 @@ class _Writer:
             seconds=1.4,
         )
 
-    def look(self, step: int) -> None:
-        """An evaluation on validation examples while training goes on."""
-        loss = self.heldout() + 0.05
+    def look(self, step: int, *, at_end: bool = False) -> None:
+        """An evaluation on validation examples: the trainer's on the way, or ours at the end."""
+        loss = self.heldout() + (0.25 if at_end else 0.05)
+        perplexity = {"perplexity": float(np.exp(loss.mean()))} if at_end else {}
         self.log.write(
             "evaluation",
             step=step,
             split="validation",
             seconds=step * (self.run.seconds_per_step or 1.0),
             subsets={name: {"loss": float(loss[k])} for k, name in enumerate(self.names)},
-            macro={"loss": float(loss.mean())},
+            macro={"loss": float(loss.mean()), **perplexity},
         )
 
     def by_name(self, **columns: np.ndarray) -> dict[str, dict[str, float]]:
@@ -242,6 +245,7 @@ class _Writer:
             "balance_seconds": 17.9 if self.run.moves else 0.4,
             "stream_sha256": "9f" * 32,
             "mixture_fingerprint": "ab12" * 16,
+            "data_fingerprint": "cd34" * 16,
             "probabilities": {name: joint[k].tolist() for k, name in enumerate(self.names)},
             "subsets": {
                 name: {
@@ -334,6 +338,7 @@ def _heldout(
             rng = np.random.default_rng([number, k])  # the same examples in every run
             losses = np.maximum(rng.gamma(4, 0.3, examples) + 0.3 * k + shift + of_run, 0.01)
             splits[half][name] = {
+                "fingerprint": f"{half}-{k}",
                 "losses": losses.tolist(),
                 "tokens": rng.integers(5, 80, examples).tolist(),
                 "correct": None if k == 2 else (losses < 1.3).astype(int).tolist(),

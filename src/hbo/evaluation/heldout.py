@@ -40,8 +40,9 @@ class HeldoutResult:
     """What was measured on the held-out examples of one subset.
 
     Args:
-        loss: Nats per response token, all tokens of the subset weighted alike, as Trainer's
-            `eval_loss` does; NaN without examples.
+        loss: Nats per response token, all tokens of the subset weighted alike; NaN without
+            examples. Trainer's `eval_loss` is another number: each batch's mean over its tokens,
+            averaged with the batch's examples as weights.
         perplexity: `exp(loss)`.
         accuracy: Share of examples answered right; None where answers cannot be graded.
         grading: How: "verifier", "options", "exact" or None.

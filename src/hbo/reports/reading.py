@@ -216,6 +216,7 @@ def _evaluation(names: Sequence[str], event: Mapping[str, Any]) -> Evaluation:
         macro_accuracy=_or_mean(_number(_mapping(macro).get("accuracy")), accuracy),
         examples=np.array(examples, dtype=float),
         seconds=_number(event.get("seconds")),
+        ours="perplexity" in _mapping(macro),
     )
 
 
@@ -316,6 +317,7 @@ def _config_text(folder: Path, config: Mapping[str, Any]) -> str:
 def _provenance(start: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, str]:
     told = {
         "mixture fingerprint": summary.get("mixture_fingerprint") or start.get("fingerprint"),
+        "data fingerprint": summary.get("data_fingerprint"),
         "stream of draws, SHA-256": summary.get("stream_sha256"),
     }
     return {key: str(value) for key, value in told.items() if value}

@@ -65,7 +65,8 @@ class Steps:
 class Evaluation:
     """One look at held-out examples; arrays are (K,), NaN where there is no number.
 
-    ``seconds`` is the training time so far, without evaluations.
+    ``seconds`` is the training time so far, without evaluations. ``ours``: token by token, as at
+    the start and the end of a run; a trainer's own look is a mean over examples of batch means.
     """
 
     step: int
@@ -75,6 +76,7 @@ class Evaluation:
     macro_accuracy: float
     examples: FloatArray
     seconds: float = float("nan")
+    ours: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
+from collections.abc import Iterable
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from hbo.reports.record import RunRecord
 from hbo.reports.text import count, duration, number, percent, plural, signed, visible
@@ -26,6 +29,30 @@ POLICY_WORDS = {
 def bdi(name: str) -> Markup:
     """A user's name as markup: escaped, control characters shown, its direction kept to itself."""
     return Markup("<bdi>{}</bdi>").format(visible(name))
+
+
+def isolated(text: str, names: Iterable[str]) -> Markup:
+    """A sentence as markup; names that run right to left keep their direction to themselves.
+
+    Args:
+        text: May hold any of the names.
+        names: Policies, subsets, settings.
+
+    Example:
+        >>> print(isolated("a < b", ["a"]))
+        a &lt; b
+    """
+    turning = {visible(name) for name in names if _turns(name)}
+    if not turning:
+        return escape(visible(text))
+    one_of = "|".join(re.escape(name) for name in sorted(turning, key=len, reverse=True))
+    parts = re.split(f"({one_of})", visible(text))
+    marked = [bdi(part) if part in turning else escape(part) for part in parts]
+    return Markup("").join(marked)
+
+
+def _turns(name: str) -> bool:
+    return any(unicodedata.bidirectional(character) in {"R", "AL", "AN"} for character in name)
 
 
 def policy_words(policy: str) -> str:

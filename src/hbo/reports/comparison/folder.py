@@ -1,7 +1,7 @@
 """Read a comparison: its manifest, the finished runs, and which setting of each group is reported.
 
-Of a group of settings only validation numbers are read, until one of them is chosen: the test
-numbers of the others never come into memory as numbers.
+Of a group of settings only validation numbers are used, until one of them is chosen: the test
+numbers of the others, though they stand in the same files, go into nothing.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ MANIFEST = "runs.json"
 
 @dataclass(frozen=True)
 class Rows:
-    """The held-out examples of one subset: (n,) nats per token, tokens, and right or wrong."""
+    """The held-out examples of one subset: (n,) nats per token, tokens, and right or wrong.
+
+    ``fingerprint`` is a hash of the examples; None in a run made before it was kept.
+    """
 
     losses: FloatArray
     tokens: FloatArray
     correct: FloatArray | None
+    fingerprint: str | None
 
     @property
     def loss(self) -> float:
@@ -63,11 +67,24 @@ class Run:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a group: its validation macro loss by seed (NaN where there is none)."""
+    """One setting of a group.
+
+    Args:
+        entry: Its line of the manifest.
+        losses: Validation macro loss by seed; not finite where there is none or it diverged.
+        seeds: Those that the settings are compared on, as far as this one has them.
+        chosen: Whether it is reported.
+    """
 
     entry: Entry
     losses: Mapping[int, float]
+    seeds: tuple[int, ...]
     chosen: bool
+
+    @property
+    def finished(self) -> int:
+        """How many seeds have a number."""
+        return len(_finished(self.losses))
 
 
 @dataclass(frozen=True)
@@ -198,34 +215,37 @@ def _entry(folder: Path, value: Any) -> Entry:
 
 
 def _choose(entries: Sequence[Entry]) -> tuple[Setting, ...]:
-    """Mark the setting with the lowest mean validation loss, over the seeds that all have.
+    """Mark the setting with the lowest mean validation loss, of those with the most seeds.
 
-    Among equals the first stands. Where no seed has a number of every setting, none is chosen.
+    A seed counts where it has a number, so that a setting whose training was lost or diverged is
+    not chosen on the seeds that went well. Among equals the first stands. Where the settings with
+    the most seeds have none in common, none is chosen.
     """
     losses = [
         {seed: _validation(path) for seed, path in entry.folders.items()} for entry in entries
     ]
-    common = common_seeds(losses)
-    means = [math.fsum(row[seed] for seed in common) for row in losses]
+    finished = [_finished(row) for row in losses]
+    most = max(map(len, finished))
+    common = set.intersection(*(seeds for seeds in finished if len(seeds) == most))
+    means = [
+        math.fsum(row[seed] for seed in common) if len(seeds) == most else math.inf
+        for row, seeds in zip(losses, finished, strict=True)
+    ]
     best = means.index(min(means)) if common else -1
     return tuple(
-        Setting(entry, row, chosen=place == best)
-        for place, (entry, row) in enumerate(zip(entries, losses, strict=True))
+        Setting(entry, row, tuple(s for s in row if s in seeds & common), chosen=place == best)
+        for place, (entry, row, seeds) in enumerate(zip(entries, losses, finished, strict=True))
     )
 
 
-def common_seeds(losses: Sequence[Mapping[int, float]]) -> list[int]:
-    """The seeds for which every setting has a number."""
-    return [s for s in losses[0] if not any(math.isnan(row.get(s, math.nan)) for row in losses)]
+def _finished(losses: Mapping[int, float]) -> set[int]:
+    return {seed for seed, loss in losses.items() if math.isfinite(loss)}
 
 
 def _validation(folder: Path) -> float:
-    """Validation macro loss of a run: NaN where there is none yet, infinite where it diverged."""
+    """Validation macro loss of a run; not finite where there is none or it diverged."""
     rows = _heldout(folder, "validation")
-    if not rows:
-        return math.nan
-    mean = sum(row.loss for row in rows.values()) / len(rows)
-    return mean if math.isfinite(mean) else math.inf
+    return sum(row.loss for row in rows.values()) / len(rows) if rows else math.nan
 
 
 def _shown(
@@ -234,20 +254,35 @@ def _shown(
     seeds: Sequence[int],
     warnings: list[str],
 ) -> list[Entry]:
-    chosen = {label: [s.entry for s in settings if s.chosen] for label, settings in choices.items()}
+    chosen = {label: [s for s in settings if s.chosen] for label, settings in choices.items()}
     for label, settings in choices.items():
-        common = common_seeds([setting.losses for setting in settings])
-        if not common:
-            warnings.append(
-                f"{label}: no setting is chosen yet, since no seed has a validation loss of each "
-                f"of its {len(settings)} settings; it is in no table"
-            )
-        elif set(common) < set(seeds):
-            warnings.append(
-                f"{label}: its setting was chosen on {len(common)} of {len(seeds)} seeds "
-                f"({', '.join(map(str, common))})"
-            )
-    return [entry for entry in entries if entry.group is None or entry in chosen[entry.group]]
+        warnings += _of_choice(label, settings, chosen[label], len(seeds))
+    shown = [setting.entry for some in chosen.values() for setting in some]
+    return [entry for entry in entries if entry.group is None or entry in shown]
+
+
+def _of_choice(
+    label: str, settings: Sequence[Setting], chosen: Sequence[Setting], seeds: int
+) -> list[str]:
+    if not chosen:
+        return [
+            f"{label}: no setting is chosen yet, since those of its {len(settings)} settings with "
+            "the most finished seeds have none in common; it is in no table"
+        ]
+    said, best = [], chosen[0]
+    if len(best.seeds) < seeds:
+        named = ", ".join(map(str, best.seeds))
+        said.append(
+            f"{label}: its setting was chosen on {len(best.seeds)} of {seeds} seeds ({named})"
+        )
+    behind = [s for s in settings if s.finished < best.finished]
+    if behind:
+        named = ", ".join(f"{s.entry.name} ({s.finished} of {seeds})" for s in behind)
+        said.append(
+            f"{label}: settings with fewer finished seeds than the chosen one (training was lost, "
+            f"diverged, or is not done) could not be chosen: {named}"
+        )
+    return said
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -295,7 +330,8 @@ def _rows(row: Mapping[str, Any]) -> Rows:
         raise ValueError
     if not (tokens > 0).all():
         raise ValueError
-    return Rows(losses, tokens, correct)
+    fingerprint = row.get("fingerprint")
+    return Rows(losses, tokens, correct, None if fingerprint is None else str(fingerprint))
 
 
 def _subsets(policies: Sequence[Reported]) -> tuple[str, ...]:
@@ -308,19 +344,34 @@ def _subsets(policies: Sequence[Reported]) -> tuple[str, ...]:
 def _check_examples(policies: Sequence[Reported]) -> None:
     runs = [run for policy in policies for run in policy.runs.values()]
     for run in runs[1:]:
-        if not _same_examples(runs[0], run):
+        other = _other_examples(runs[0].test, run.test)
+        if other is not None:
             raise DataError(
-                "was tested on other examples than "
-                f"{runs[0].record.folder}; compare runs of one configuration's data",
+                f"was tested on other examples than {runs[0].record.folder} (subset {other!r}); "
+                "compare runs of one configuration's data",
                 where=str(run.record.folder),
             )
 
 
-def _same_examples(one: Run, other: Run) -> bool:
-    return one.test.keys() == other.test.keys() and all(
-        np.array_equal(rows.tokens, other.test[name].tokens)
-        and (rows.correct is None) == (other.test[name].correct is None)
-        for name, rows in one.test.items()
+def _other_examples(one: Mapping[str, Rows], other: Mapping[str, Rows]) -> str | None:
+    """The first subset whose examples are not the same; None where all are."""
+    names = [*one, *(name for name in other if name not in one)]
+    return next(
+        (
+            name
+            for name in names
+            if name not in one or name not in other or not _same(one[name], other[name])
+        ),
+        None,
+    )
+
+
+def _same(one: Rows, other: Rows) -> bool:
+    known = one.fingerprint is not None and other.fingerprint is not None
+    return (
+        np.array_equal(one.tokens, other.tokens)
+        and (one.correct is None) == (other.correct is None)
+        and (one.fingerprint == other.fingerprint or not known)
     )
 
 

@@ -11,6 +11,7 @@ from hbo.reports.comparison.tables import (
     how_text,
     loss_table,
     policy_rows,
+    seeds_text,
     settings_text,
     share_table,
 )
@@ -112,7 +113,7 @@ def _choices(numbers: Numbers) -> list[str]:
             plain(setting["name"]),
             plain(settings_text(setting["settings"], setting["set"])),
             _bold(number(setting["validation_loss"]), setting["chosen"]),
-            str(len(setting["seeds"])),
+            seeds_text(numbers, setting["seeds"]),
         ]
         for label, settings in numbers["choices"].items()
         for setting in settings

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from hbo.reports.comparison.folder import ComparisonFolder, Reported, common_seeds
+from hbo.reports.comparison.folder import ComparisonFolder, Reported
 from hbo.reports.comparison.time import equal_time
-from hbo.reports.comparison.warnings import warnings_of
+from hbo.reports.comparison.warnings import FEW_EXAMPLES, warnings_of
 from hbo.reports.record import FloatArray, RunRecord
 from hbo.runlog import finite
 from hbo.statistics import (
@@ -283,30 +283,45 @@ def _difference(one: _Measured, p: int, other: int, *, worst: bool) -> dict[str,
 
 
 def _best(found: ComparisonFolder, measured: dict[str, _Measured]) -> dict[str, Any]:
-    """The best policy, where the interval of its difference to each other one leaves zero out."""
+    """The best policy, where the interval of its difference to each other one leaves zero out.
+
+    Nothing is marked that an interval cannot know: one seed says nothing about seeds, a subset of
+    few examples little about examples, and one of a single example seems to have no noise at all.
+    """
     best: dict[str, Any] = {"macro_loss": None, "macro_accuracy": None, "subsets": {}}
     for name, one in measured.items():
         sign = 1.0 if name == "loss" else -1.0
-        macro = sign * np.nanmean(one.macro, axis=1)
-        if len(macro) > 1:
-            first, *others = (int(p) for p in np.argsort(macro, kind="stable"))
+        examples = {k: len(one.measure.weights[k]) for k in one.measure.known}
+        first, *others = _order(sign * one.macro)
+        if min(examples.values()) > 1 and _seeds_tell(one, first, others):
             gaps = [_difference(one, first, other, worst=False) for other in others]
             if all(gap is not None and not gap["low"] <= 0.0 <= gap["high"] for gap in gaps):
                 best[f"macro_{name}"] = found.policies[first].label
-        for k in one.measure.known:
+        for k, count in examples.items():
             label = best["subsets"].setdefault(found.subsets[k], {"loss": None, "accuracy": None})
-            label[name] = _best_on(found, one, k, sign)
+            if count >= FEW_EXAMPLES:
+                label[name] = _best_on(found, one, k, sign)
     return best
 
 
 def _best_on(found: ComparisonFolder, one: _Measured, k: int, sign: float) -> str | None:
-    means = sign * np.nanmean(one.scores[..., k], axis=1)
-    if len(means) < 2:
+    first, *others = _order(sign * one.scores[..., k])
+    if not _seeds_tell(one, first, others):
         return None
-    first, *others = np.argsort(means, kind="stable")
     drawn = one.replicates.subsets[:, :, k]
     gaps = [interval(drawn[:, first] - drawn[:, other]) for other in others]
     return None if any(low <= 0.0 <= high for low, high in gaps) else found.policies[first].label
+
+
+def _order(values: FloatArray) -> list[int]:
+    """The policies by the mean of their runs (P, S), lowest first."""
+    return [int(p) for p in np.argsort(np.nanmean(values, axis=1), kind="stable")]
+
+
+def _seeds_tell(one: _Measured, first: int, others: Sequence[int]) -> bool:
+    """Whether there are others, each with two seeds or more that the first has as well."""
+    present = one.measure.present
+    return bool(others) and all((present[first] & present[p]).sum() > 1 for p in others)
 
 
 # --- the rest -------------------------------------------------------------------------------------
@@ -314,24 +329,21 @@ def _best_on(found: ComparisonFolder, one: _Measured, k: int, sign: float) -> st
 
 def _choices(found: ComparisonFolder) -> dict[str, Any]:
     """Validation numbers of every setting that was tried; nothing of test examples."""
-    choices = {}
-    for label, settings in found.choices.items():
-        common = common_seeds([setting.losses for setting in settings])
-        choices[label] = [
+    return {
+        label: [
             {
                 "name": setting.entry.name,
                 "settings": dict(setting.entry.settings),
                 "set": dict(setting.entry.changes),
-                "validation_loss": sum(setting.losses[seed] for seed in common) / len(common)
-                if common
-                else None,
+                "validation_loss": _mean([setting.losses[seed] for seed in setting.seeds]),
                 "per_seed": {str(seed): value for seed, value in setting.losses.items()},
-                "seeds": common,
+                "seeds": list(setting.seeds),
                 "chosen": setting.chosen,
             }
             for setting in settings
         ]
-    return choices
+        for label, settings in found.choices.items()
+    }
 
 
 def _before(found: ComparisonFolder) -> dict[str, Any] | None:

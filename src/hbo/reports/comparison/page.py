@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from markupsafe import Markup
-
 from hbo.reports.charts import Charts
 from hbo.reports.comparison.folder import ComparisonFolder
 from hbo.reports.comparison.tables import (
@@ -11,13 +9,15 @@ from hbo.reports.comparison.tables import (
     how_text,
     loss_table,
     policy_rows,
+    seeds_text,
     settings_text,
     share_table,
 )
 from hbo.reports.comparison.view import forest, share_cards, share_keys, share_rest
 from hbo.reports.comparison.words import Numbers, sentences
 from hbo.reports.page import environment
-from hbo.reports.text import plural, visible
+from hbo.reports.text import plural
+from hbo.reports.words import isolated
 
 
 def render_comparison(found: ComparisonFolder, numbers: Numbers) -> str:
@@ -30,16 +30,18 @@ def render_comparison(found: ComparisonFolder, numbers: Numbers) -> str:
     Returns:
         A whole document.
     """
-    some = bool(numbers["policies"])
+    some, names = bool(numbers["policies"]), _names(found, numbers)
     return (
         environment()
         .get_template("comparison.html")
         .render(
             heading=_title(numbers),
-            sentences=[Markup("{}").format(visible(text)) for text in sentences(numbers)],
+            sentences=[isolated(text, names) for text in sentences(numbers)],
+            warnings=[isolated(text, names) for text in numbers["warnings"]],
             figures=[],
             numbers=numbers,
             settings_text=settings_text,
+            seeds_text=seeds_text,
             rows_of_policies=policy_rows(numbers) if some else [],
             how=how_text(numbers),
             forest=forest(numbers) if some else None,
@@ -51,6 +53,13 @@ def render_comparison(found: ComparisonFolder, numbers: Numbers) -> str:
             rest=share_rest(found),
         )
     )
+
+
+def _names(found: ComparisonFolder, numbers: Numbers) -> set[str]:
+    """What sentences may name."""
+    settings = {setting["name"] for rows in numbers["choices"].values() for setting in rows}
+    policies = {run["policy"] for run in numbers["missing"]} | {numbers["against"]}
+    return {*numbers["policies"], *policies, *numbers["choices"], *settings, *found.subsets}
 
 
 def _title(numbers: Numbers) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,6 +154,19 @@ def _subsets(numbers: Numbers) -> list[str]:
 def settings_text(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
     """Settings as one line, ``name=value``."""
     return ", ".join(f"{name}={value}" for name, value in {**settings, **changes}.items())
+
+
+def seeds_text(numbers: Numbers, seeds: Sequence[int]) -> str:
+    """How many seeds a number is of, and which ones where they are not all.
+
+    Example:
+        >>> seeds_text({"seeds": [1, 2]}, [1, 2]), seeds_text({"seeds": [1, 2]}, [2])
+        ('2', '1 of 2 (2)')
+    """
+    if len(seeds) == len(numbers["seeds"]):
+        return str(len(seeds))
+    which = f" ({', '.join(map(str, seeds))})" if seeds else ""
+    return f"{len(seeds)} of {len(numbers['seeds'])}{which}"
 
 
 def how_text(numbers: Numbers) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,24 +25,28 @@ def warnings_of(found: ComparisonFolder, reference: int | None) -> list[str]:
     if not found.policies:
         return ["No run is finished yet.", *found.warnings]
     said = [_missing(found), _reference(found, reference), _seeds(found, reference)]
-    said += [*found.warnings, _draws(found), _few_examples(found)]
+    said += [*found.warnings, _other_data(found), _draws(found), _few_examples(found)]
     return [text for text in said if text]
 
 
 def _missing(found: ComparisonFolder) -> str:
     if not found.missing:
         return ""
-    by_policy: dict[str, list[int]] = {}
-    for label, seed in found.missing:
-        by_policy.setdefault(label, []).append(seed)
-    named = "; ".join(
-        f"{label} (seed{'s' * (len(seeds) > 1)} {_listed([str(seed) for seed in seeds])})"
-        for label, seeds in by_policy.items()
-    )
     verb = "is" if len(found.missing) == 1 else "are"
     return (
-        f"Not finished: {plural(len(found.missing), 'run')} {verb} missing: {named}. Differences "
-        "are taken over the seeds that both policies have."
+        f"Not finished: {plural(len(found.missing), 'run')} {verb} missing: "
+        f"{_named(found.missing)}. Differences are taken over the seeds that both policies have."
+    )
+
+
+def _named(runs: Sequence[tuple[str, int]]) -> str:
+    """Runs (label, seed) by policy."""
+    by_policy: dict[str, list[int]] = {}
+    for label, seed in runs:
+        by_policy.setdefault(label, []).append(seed)
+    return "; ".join(
+        f"{label} (seed{'s' * (len(seeds) > 1)} {_listed([str(seed) for seed in seeds])})"
+        for label, seeds in by_policy.items()
     )
 
 
@@ -84,6 +89,25 @@ def _too_few(seeds: int, others: int) -> str:
 
 def _one_seed() -> str:
     return "One seed: intervals are of held-out examples only, and say nothing about other seeds."
+
+
+def _other_data(found: ComparisonFolder) -> str:
+    """Names the runs of unchanged configurations whose examples are not those of most."""
+    data = {
+        (policy.label, seed): run.record.provenance["data fingerprint"]
+        for policy in found.policies
+        if not policy.entry.changes
+        for seed, run in policy.runs.items()
+        if "data fingerprint" in run.record.provenance
+    }
+    if len(set(data.values())) < 2:
+        return ""
+    usual, _ = Counter(data.values()).most_common(1)[0]
+    others = [run for run, fingerprint in data.items() if fingerprint != usual]
+    return (
+        f"Trained on other data than the rest: {_named(others)}. What they differ by is not the "
+        "policy alone; run them again on the same files."
+    )
 
 
 def _draws(found: ComparisonFolder) -> str:
