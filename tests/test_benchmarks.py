@@ -348,3 +348,32 @@ def test_figure_2_is_worked_out_from_the_released_actor(load, tmp_path):
     wave = np.sin(2 * np.pi * np.arange(86) / 17)
     assert benchmark.first_peak(wave) > 0.6
     assert benchmark.first_peak(np.random.default_rng(0).normal(size=5000)) < 0.1
+
+
+def test_kept_states_change_no_loss_and_no_gradient(load, tmp_path):
+    import torch
+
+    from tests.support.tiny import tiny_model
+
+    kept, model = load("kept"), tiny_model()
+    trained = list(model.get_decoder().layers[1].parameters())
+    ids = torch.tensor([[5, 6, 7, 8], [9, 3, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+
+    def measure():
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[mask.bool()]
+        return logits, torch.autograd.grad(logits.logsumexp(dim=-1).sum(), trained)
+
+    plain, plain_gradients = measure()
+    runs: list[int] = []
+    model.get_decoder().layers[0].input_layernorm.register_forward_hook(lambda *_: runs.append(1))
+    for _ in range(2):  # computed and written, then read by another process's eyes
+        with kept.kept_below(model, 1, kept.States(tmp_path, 32)):
+            for _ in range(2):
+                found, gradients = measure()
+                torch.testing.assert_close(found, plain)
+                torch.testing.assert_close(gradients, plain_gradients)
+            model(input_ids=ids, attention_mask=mask, use_cache=True)  # runs whole
+    assert len(runs) == 1 + 2  # once for the texts, and each time keys and values are wanted
+    measure()
+    assert len(runs) == 4

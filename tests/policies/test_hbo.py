@@ -14,6 +14,8 @@ from tests.policies.signal_cases import WILD, every_signal, random_signals, sign
 SIZES = np.array([[6, 6], [3, 3], [2, 2]])
 NAN = np.nan
 PLAIN = {
+    "global_reward": "gradient-norm",
+    "reward_power": 1.0,
     "reward_clip": None,
     "ema_alpha": None,
     "shrinkage": 0.0,
@@ -62,6 +64,14 @@ def test_prior_pull_ends_between_reward_and_prior():
     prior = SIZES.sum(axis=1) / SIZES.sum()
     expected = 0.75 * np.array([0.25, 0.25, 0.5]) + 0.25 * prior
     assert subsets(policy.probabilities(state)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_default_pays_the_square_root_of_the_loss():
+    policy = HBO(local_actor=False, shrinkage=0.0)
+    assert policy.needs == {"loss"}
+    loss = np.array([0.25, 1.0, 4.0])[:, None] * np.ones(2)
+    law = policy.probabilities(after(policy, signals_of(SIZES, 0, loss=loss)))
+    assert subsets(law) == pytest.approx([0.5 / 3.5, 1 / 3.5, 2 / 3.5])  # at once, and at step 0
 
 
 def test_hbo_paper_pays_equation_7_and_8_to_adam():
@@ -165,9 +175,9 @@ def test_rewards_seen_between_updates_are_not_lost():
 
 def test_an_update_before_the_first_step_counts_only_where_asked_for():
     start = random_signals(SIZES, 0, step=0)
-    waits = HBO()
+    waits = HBO(update_at_start=False)
     assert after(waits, start) == waits.init(SIZES)
-    eager = HBO(update_at_start=True)
+    eager = HBO()
     moved = after(eager, start)
     assert moved["actors"] != eager.init(SIZES)["actors"]
     assert moved["updates"] == 0
@@ -233,9 +243,9 @@ def test_an_actor_that_knows_one_arm_of_many_stays():
 def test_one_wild_ratio_cannot_carry_a_group_away():
     ratios = [[0.5, 400.0], [0.5, 0.5], [0.5, 0.5]]
     seen = norms([1, 1, 1], perplexity_ratio=ratios)
-    safe, paper = HBO(), HBO(**PLAIN, rate=0.5)
-    assert groups(safe.probabilities(after(safe, seen)))[0, 1] < 0.66
-    assert groups(paper.probabilities(after(paper, seen)))[0, 1] > 0.74
+    safe, paper = HBO(), HBO(**PLAIN, rate=1.0)
+    assert groups(safe.probabilities(after(safe, seen)))[0, 1] < 0.75
+    assert groups(paper.probabilities(after(paper, seen)))[0, 1] > 0.99
 
 
 def test_smoothing_as_the_released_option_starts_from_one():
@@ -334,4 +344,4 @@ def test_an_update_needs_only_what_its_actors_are_paid():
     assert policy.needs_at(0) == policy.needs_at(12) == policy.needs
     assert policy.needs_at(2) == frozenset()
     assert policy.needs_at(4) == {"perplexity_ratio"}
-    assert policy.needs_at(6) == {"gradient_norm"}
+    assert policy.needs_at(6) == {"loss"}

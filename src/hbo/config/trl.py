@@ -6,6 +6,7 @@ middle of a run; here every value meets the annotation of its field before any w
 
 from __future__ import annotations
 
+import re
 import dataclasses
 import sys
 import typing
@@ -77,15 +78,24 @@ def check_trl(loaded: LoadedConfig, accelerator: bool | None = None) -> TrainerS
             loaded, "tuning", ModelConfig, model_name_or_path=config.model, **config.tuning
         )
     names = config.tuning.get("lora_target_modules")
-    if isinstance(names, list) and names != ["all-linear"]:
-        tuning.lora_target_modules = (
-            names  # TRL makes one name a text, which peft takes for a regex
-        )
+    if isinstance(names, list) and names != ["all-linear"] and not _is_pattern(names):
+        # TRL makes one name a text, which peft takes for a regex.
+        tuning.lora_target_modules = names
     if training.packing and training.max_length is None:
         raise loaded.error(
             ("training", "packing"), "needs training.max_length, the tokens of a row"
         )
     return TrainerSettings(training, tuning, tuple(notices))
+
+
+def _is_pattern(names: list[str]) -> bool:
+    """Whether a list is one regular expression: text that could be no module's name.
+
+    Example:
+        >>> _is_pattern(["q_proj"]), _is_pattern([r".*layers\\.(28|29)\\..*_proj"])
+        (False, True)
+    """
+    return len(names) == 1 and re.fullmatch(r"[\w.]*", names[0]) is None
 
 
 def _best_metric(values: Mapping[str, Any]) -> str | None:

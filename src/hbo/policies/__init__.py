@@ -99,6 +99,7 @@ class Preset:
 
 _RAW = MappingProxyType(
     {
+        "reward_power": 1.0,
         "reward_clip": None,
         "ema_alpha": None,
         "shrinkage": 0.0,
@@ -125,7 +126,6 @@ POLICIES: dict[str, Preset] = {
         {
             **_RAW,
             "global_reward": "batch-gradient-norm",
-            "update_at_start": True,
         },
     ),
     # The code: mean per-example norms, normalised local rewards, prior by a fit, no update at
@@ -134,6 +134,8 @@ POLICIES: dict[str, Preset] = {
         HBO,
         {
             **_RAW,
+            "global_reward": "gradient-norm",
+            "update_at_start": False,
             "normalise_local": True,
             "ema_start": 1.0,
             "ema_level": "global",

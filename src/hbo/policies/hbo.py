@@ -42,12 +42,15 @@ class HBO:
     p(i, j) = p_global(i) p_local^i(j). At each update every actor is paid its rewards R, and moves
     towards R / sum R (``actor.py``: the fixed point of the paper's REINFORCE step too). From what
     was measured to what is paid: unusable values out, normalise (local), clip, smooth over updates,
-    shrink by noise, the mean of the known for the unknown. An actor that knows fewer than two of
-    its arms' rewards stays where it is.
+    shrink by noise, raise to a power, the mean of the known for the unknown. An actor that knows
+    fewer than two of its arms' rewards stays where it is.
 
-    The defaults are ours, made to be safe: one noisy reward, a tiny subset or a missing signal
-    cannot carry the mixture away. ``hbo-paper`` and ``hbo-released`` in ``POLICIES`` set the same
-    fields to what the paper says and to what its code does.
+    The defaults are ours, chosen by measurement (``docs/log.md``): the Global Actor is paid the
+    square root of the loss. Where losses fall as a power of the draws, what one more draw gains
+    grows with the loss; the root allows for losses that do not fall. They are also made to be safe:
+    one noisy reward, a tiny subset or a missing signal cannot carry the mixture away.
+    ``hbo-paper`` and ``hbo-released`` in ``POLICIES`` set the same fields to what the paper says
+    and to what its code does.
 
     Algorithm 1 of arXiv 2505.12300.
 
@@ -66,15 +69,16 @@ class HBO:
     """F_global where it differs; 5.1(8): the code has one interval."""
     local_interval: int | None = None
     """F_local where it differs."""
-    update_at_start: bool = False
-    """Also update before the first step (Algorithm 1, t = 0; needs a probe). 5.1(8)."""
+    update_at_start: bool = True
+    """Also update before the first step (Algorithm 1, t = 0; costs a probe). 5.1(8)."""
     # --- what is paid ---------------------------------------------------------------------------
     global_actor: bool = True
     """Off: subsets stay at the prior ("local only", Table 2)."""
     local_actor: bool = True
     """Off: groups stay at the prior ("global only", Table 2)."""
-    global_reward: str = "gradient-norm"
-    """Name in ``GLOBAL_REWARDS``. Eq. 7 is ``batch-gradient-norm``; 5.1(5)."""
+    global_reward: str = "loss"
+    """Name in ``GLOBAL_REWARDS``. Eq. 7 is ``batch-gradient-norm``, the code has ``gradient-norm``;
+    5.1(5)."""
     local_reward: str = "relative-perplexity"
     """Name in ``LOCAL_REWARDS``. Eq. 8 is ``relative-perplexity``."""
     normalise_local: bool = False
@@ -90,12 +94,15 @@ class HBO:
     """Running reward before the first (the code has 1); ``None``: the first reward itself."""
     shrinkage: float = 1.0
     """Pull noisy rewards to the mean, by standard error: 0 off, 1 full empirical Bayes."""
+    reward_power: float = 0.5
+    """a: an actor's target is R^a / sum R^a. 1 as in the paper; below, the same order of arms with
+    less at stake."""
     # --- how the actor moves --------------------------------------------------------------------
     step_rule: str = "closed-form"
     """``closed-form``, ``adam`` (code) or ``sgd`` (Algorithm 1 to the letter); 5.1(9)."""
-    rate: float = 0.5
+    rate: float = 1.0
     """Closed form: fraction of the way to the target per update; 0 never leaves the prior."""
-    prior_pull: float = 0.25
+    prior_pull: float = 0.0
     """Closed form: share of the prior in the target. 1.7(c): the paper's actor forgets it."""
     actor_learning_rate: float = 1e-4
     """``adam``, ``sgd``: step size gamma of the actors (App. A)."""
@@ -124,6 +131,7 @@ class HBO:
         fields.choice("ema_level", self.ema_level, ("both", *LEVELS))
         fields.number("ema_start", self.ema_start, 0.0, optional=True)
         fields.number("shrinkage", self.shrinkage, 0.0, 1.0)
+        fields.number("reward_power", self.reward_power, 0.0)
         fields.choice("step_rule", self.step_rule, STEP_RULES)
         fields.number("rate", self.rate, 0.0, 1.0)
         fields.number("prior_pull", self.prior_pull, 0.0, 1.0)
@@ -285,7 +293,7 @@ class HBO:
         """Rewards to pay (NaN for arms that do not exist), actors that can move, notes."""
         known = np.isfinite(memory["rewards"]) & arms
         rewards = np.where(known, memory["rewards"], np.nan)
-        paid = shrink(rewards, memory["errors"], self.shrinkage)
+        paid = shrink(rewards, memory["errors"], self.shrinkage) ** self.reward_power
         paid = np.where(arms & ~known, mean_of_known(paid), paid)
         choices, seen = arms.sum(axis=-1), known.sum(axis=-1)
         positive = np.where(np.isfinite(paid), paid, 0.0).sum(axis=-1) > 0
