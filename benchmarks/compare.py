@@ -3,9 +3,9 @@
     python benchmarks/compare.py configs/compare/skills.yaml --seeds 3 --jobs 2 --below 26
 
 The same runs, files and page as ``hbo compare`` makes of the same configuration, several times
-sooner. A process starts with its libraries loaded; and with ``--below N``, where nothing below layer
-N is trained, those layers run once for each text of the mixture (``benchmarks/kept.py``), which
-changes losses by less than rounding. Seconds of such runs are not those of ``hbo compare``, and no
+sooner. A process starts with its libraries loaded; and with ``--below N``, where nothing below
+layer N is trained, those layers run once for each text of the mixture (``benchmarks/kept.py``),
+which changes losses by rounding only. Seconds of such runs are not those of ``hbo compare``, and no
 claim of cost rests on them.
 """
 
@@ -117,7 +117,8 @@ def kept_states(below: int | None) -> Iterator[None]:
         return
     with ExitStack() as opened:
         for module in (train, scores):
-            replaced(opened, module, "load_model", partial(loading, module.load_model, opened, below))
+            load = partial(loading, module.load_model, opened, below)
+            replaced(opened, module, "load_model", load)
         # With keys and values of prompts or beginnings kept, no state could be looked up.
         slow = passes.slow_option_log_likelihoods
         replaced(opened, heldout, "option_log_likelihoods", lambda *given: slow(*given[:4]))
@@ -137,7 +138,8 @@ def loading(load: Any, opened: ExitStack, below: int, *given: Any, **options: An
 
     model = load(*given, **options)
     folder = STATES / f"{Path(given[1]).name}-{below}"
-    opened.enter_context(kept.kept_below(model, below, kept.States(folder, model.config.hidden_size)))
+    states = kept.States(folder, model.config.hidden_size)
+    opened.enter_context(kept.kept_below(model, below, states))
     return model
 
 

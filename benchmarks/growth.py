@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hbo import HBO, Balancer, Mixture
+from hbo import Balancer, Mixture
 from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
 from hbo.integrations.engine import Engine
 from hbo.integrations.options import BalanceOptions
@@ -123,7 +123,7 @@ class Toy:
 
     def fresh(self) -> Engine:
         """Its engine before the first step."""
-        policy, mixture = HBO(update_interval=INTERVAL), self._mixture
+        policy, mixture = material.paid_norms(update_interval=INTERVAL), self._mixture
         # Norms come with a backward pass, and there is none: they are handed in.
         options = BalanceOptions(measure_every=INTERVAL * (UPDATES + 1))
         few = options.probe_examples // GROUPS

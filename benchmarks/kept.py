@@ -1,9 +1,9 @@
 """Hidden states below the layers that are trained, computed once for each text and kept.
 
 Where LoRA adapts the top layers of a model only, what the layers below give of a text never changes
-during a comparison. ``kept_below`` lets a model look it up: losses and gradients are the same up to
-the rounding of another padding (``tests/benchmarks``), and a step costs what its trained layers cost.
-What needs the keys and values of every layer (generation) runs whole.
+during a comparison. ``kept_below`` lets a model look it up: losses and gradients are the same but
+for the rounding of another padding, and a step costs what its trained layers cost. What needs the
+keys and values of every layer (generation) runs whole.
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ def kept_below(model: nn.Module, layer: int, states: States) -> Iterator[None]:
             return
         mask = options.get("attention_mask")
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        rows = [(ids[row][real[row]].to(torch.int32).numpy().tobytes(), real[row]) for row in range(len(ids))]
+        rows = [
+            (row[where].to(torch.int32).numpy().tobytes(), where)
+            for row, where in zip(ids, real, strict=True)
+        ]
         found = [states.find(tokens) for tokens, _ in rows]
         if any(known is None for known in found):
             now["rows"] = rows

@@ -14,7 +14,7 @@ import common
 import numpy as np
 import torch
 
-from hbo import Balancer, make_policy
+from hbo import HBO, Balancer, make_policy
 from hbo.assets import path, resolve_model
 from hbo.cli.output import quiet_libraries
 from hbo.data.build import BuiltMixture, assemble
@@ -38,6 +38,11 @@ RECORDS = {
     "product-matching": 64,
 }
 """Eight subsets of the asset ``evals-demo``, and how many records of each are taken at most."""
+
+
+def paid_norms(**fields: Any) -> HBO:
+    """``hbo`` paid gradient norms, the dearest signal that training shows (the default: losses)."""
+    return HBO(global_reward="gradient-norm", update_at_start=False, **fields)
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -38,7 +38,7 @@ import numpy as np
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from hbo import HBO, BalancedSFTTrainer, Balancer
+from hbo import BalancedSFTTrainer, Balancer
 from hbo.cli.output import quiet_libraries
 from hbo.data.assemble import FIRST_LOSS_COLUMN, ID_COLUMN
 from hbo.integrations.observed_norms import steps_apart
@@ -147,7 +147,7 @@ class Bench:
             model,
             args,
             mixture=self.mixture,
-            policy="prop" if kind == STATIC else HBO(update_interval=interval),
+            policy="prop" if kind == STATIC else material.paid_norms(update_interval=interval),
             balance=BalanceOptions(
                 signals="probe" if kind == PROBED else "observed",
                 measure_every=None if kind == PROBED else 1,

@@ -10,8 +10,8 @@ Both get the same examples, tokens and labels of one model: of each subset 32 fo
 for the global reward (the gradient norm of the loss over prompt and response), and 64 forward only
 for the local one (perplexity of the response over a first one, which is made up here). Then the
 actors move, 200 Adam steps each. Norms, ratios and the new probabilities have to agree, those of
-ours being the policy `hbo-released`. `ours, default` is the most that an update of hbo measures if
-nothing is set: losses and norms come from training, and cells that it showed too little of are
+ours being the policy `hbo-released`. `ours, norms` is the most that an update of `hbo` measures
+where it is paid gradient norms: losses and norms come from training, and cells that it showed too little of are
 filled up by a probe, here all of them, 8 examples of each subset.
 
 The floor is what operation counts say (forward 1, backward 2, by tokens) at the speed of plain
@@ -45,7 +45,7 @@ from released_update import (
     samples,
 )
 
-from hbo import HBO, Balancer, make_policy
+from hbo import Balancer, make_policy
 from hbo.integrations.options import BalanceOptions
 from hbo.integrations.probing import TOKENS_PER_BATCH
 from hbo.measure.batches import TokenBudget, collate
@@ -57,11 +57,11 @@ TOLERANCE, MOVE_TOLERANCE = 1e-3, 0.02
 """Of norms and ratios, relative; of probabilities, over how far the actors have moved one at most.
 Theirs are fp32, and Adam makes much of a reward that is nearly what an actor expects.
 """
-THEIRS, OURS, DEFAULT, FLOOR = "released", "ours", "ours, default", "floor"
+THEIRS, OURS, DEFAULT, FLOOR = "released", "ours", "ours, norms", "floor"
 
 
 class Ours:
-    """Our update, with the released code's policy and counts, or as it is by default.
+    """Our update, with the released code's policy and counts, or ``hbo`` paid gradient norms.
 
     Args:
         taken: What is measured.
@@ -77,7 +77,7 @@ class Ours:
         few = taken.probe("response", options.probe_examples // GROUPS, made)
         self._few = replace(few, scope=options.scope)
         self.balancer = self._begun(make_policy("hbo-released"))
-        self._by_default = self._begun(HBO())
+        self._by_default = self._begun(material.paid_norms())
         self.values: dict[str, np.ndarray] = {}
 
     def _begun(self, policy: Any) -> Balancer:

@@ -291,8 +291,8 @@ def test_the_update_benchmark_refuses_a_released_code_that_measures_something_el
 def test_the_update_benchmark_without_the_released_code_says_so(quick):
     result, printed = quick("update")
     assert printed[-1].startswith("update: not measured; give --released PATH")
-    assert result["ratios"] == {"released": {}, "ours": {}, "ours, default": {}}
-    assert set(result["measured"]) == {"ours", "ours, default", "floor"}
+    assert result["ratios"] == {"released": {}, "ours": {}, "ours, norms": {}}
+    assert set(result["measured"]) == {"ours", "ours, norms", "floor"}
 
 
 @pytest.mark.parametrize(

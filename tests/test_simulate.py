@@ -229,7 +229,8 @@ def test_cosines_fall_where_a_subset_is_learnt_and_rise_with_transfer():
 
 
 def test_hbo_at_rate_zero_trains_on_what_its_prior_does():
-    still = simulate(HBO(rate=0.0, update_interval=10), steps=60, seed=2)
+    hbo = HBO(rate=0.0, update_interval=10, update_at_start=False)
+    still = simulate(hbo, steps=60, seed=2)
     prior = simulate(make_policy("prop", update_interval=10), steps=60, seed=2)
     assert (still.draws == prior.draws).all()
     assert (still.losses == prior.losses).all()
@@ -237,7 +238,8 @@ def test_hbo_at_rate_zero_trains_on_what_its_prior_does():
 
 def test_a_thousand_subsets_take_seconds_at_most():
     start = time.process_time()
-    result = simulate("hbo", num_subsets=1000, steps=100, batch=64, seed=0)
+    policy = HBO(update_interval=3, update_at_start=False)
+    result = simulate(policy, num_subsets=1000, steps=100, batch=64, seed=0)
     assert time.process_time() - start < 5
     assert result.notes["unknown-reward"] > 0
     assert "..." in render_text(result)

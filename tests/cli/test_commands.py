@@ -132,7 +132,8 @@ def test_plan_for_people_names_notices_and_warnings(workspace: Path, hbo):
     ],
 )
 def test_plan_finds_norms_that_nothing_could_measure(workspace: Path, hbo, change: str, text: str):
-    probing = ["--set", "balance.signals=probe"] if "every" in change else []
+    probing = ["--set", "balance.global_reward=gradient-norm"]
+    probing += ["--set", "balance.signals=probe"] if "every" in change else []
     said = hbo("plan", "config.yaml", *probing, "--set", f"balance.{change}")
     assert (said.status, said.err.count("\n")) == (2, 1)
     assert text in said.err

@@ -52,6 +52,8 @@ def sft_config(folder: Path, **settings: Any) -> SFTConfig:
 
 
 Train = Callable[..., BalancedSFTTrainer]
+NORMS = {"global_reward": "gradient-norm", "update_at_start": False}
+"""Fields of ``hbo`` in these tests: a reward of each kind, first paid for what training showed."""
 
 
 @pytest.fixture
@@ -69,11 +71,12 @@ def make(built: BuiltMixture, tmp_path: Path) -> Train:
         **settings: Any,
     ) -> BalancedSFTTrainer:
         folder = folder or tmp_path / f"run-{next(count)}"
+        fields = (NORMS if policy == "hbo" else {}) | (policy_fields or {})
         return BalancedSFTTrainer(
             tiny_model(dropout=0.1) if model is None else model,
             sft_config(folder, **settings),
             mixture=built,
-            policy=make_policy(policy, update_interval=2, **(policy_fields or {})),
+            policy=make_policy(policy, update_interval=2, **fields),
             processing_class=tiny_tokenizer(),
             run_log=RunLog(folder / "run.jsonl"),
             **(trainer or {}),

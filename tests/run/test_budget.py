@@ -68,9 +68,9 @@ MIXTURE = Mixture(("german", "arabic"), np.array([[6, 5], [2, 1]]))
 EXAMPLES, HELDOUT = random_examples(14), random_heldout(2)
 
 
-def cost(folder: Path, needs: set[str], heldout=HELDOUT, interval: int = 2, **balance):
+def cost(folder: Path, needs: set[str], heldout=HELDOUT, start: bool = False, **balance):
     loaded = load_config(write_config(folder, balance={**CONFIG["balance"], **balance}))
-    policy = SimpleNamespace(needs=frozenset(needs), interval=interval)
+    policy = SimpleNamespace(needs=frozenset(needs), interval=2, update_at_start=start)
     law = MIXTURE.sizes / MIXTURE.sizes.sum()
     return signal_cost(loaded, MIXTURE, Budget(6, 4), policy, law, False, 14, heldout)
 
@@ -103,6 +103,13 @@ def test_signals_of_the_same_passes_cost_them_once(tmp_path):
     assert one["forward_passes"] == more["forward_passes"] == 3 * 2 * (5 + 4)
     both = cost(tmp_path, {HELDOUT_LOSS, LOSS}, signals="probe")
     assert both["forward_passes"] == 3 * ((1 + 1 + 1 + 1) + (5 + 4))
+
+
+def test_an_update_before_the_first_step_is_probed_whatever_training_shows_later(tmp_path):
+    late, early = (cost(tmp_path, {HELDOUT_LOSS, LOSS}, start=start) for start in (False, True))
+    cells = 4  # of one example each
+    assert early["forward_passes"] - late["forward_passes"] == cells + 5 + 4
+    assert early["updates"] == late["updates"] == 3
 
 
 def test_a_plan_refuses_what_no_probe_of_the_run_could_measure(tmp_path):

@@ -6,8 +6,8 @@ middle of a run; here every value meets the annotation of its field before any w
 
 from __future__ import annotations
 
-import re
 import dataclasses
+import re
 import sys
 import typing
 import warnings
@@ -89,10 +89,10 @@ def check_trl(loaded: LoadedConfig, accelerator: bool | None = None) -> TrainerS
 
 
 def _is_pattern(names: list[str]) -> bool:
-    """Whether a list is one regular expression: text that could be no module's name.
+    r"""Whether a list is one regular expression: text that could be no module's name.
 
     Example:
-        >>> _is_pattern(["q_proj"]), _is_pattern([r".*layers\\.(28|29)\\..*_proj"])
+        >>> _is_pattern(["q_proj"]), _is_pattern([r".*layers\.(28|29)\..*_proj"])
         (False, True)
     """
     return len(names) == 1 and re.fullmatch(r"[\w.]*", names[0]) is None

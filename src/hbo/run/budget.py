@@ -179,8 +179,9 @@ def signal_cost(
 
     Returns:
         ``observed``, ``probed``: names of signals, by where they come from; ``measure_every``: one
-        step in how many shows its norms, ``None`` where none does; ``updates``: how many; forward
-        and backward passes of all probes; ``share``: of training's work.
+        step in how many shows its norms, ``None`` where none does; ``updates``: how many, apart
+        from one before the first step; forward and backward passes of all probes; ``share``: of
+        training's work.
 
     Raises:
         ConfigError: The policy needs what a probe cannot measure with these settings.
@@ -209,15 +210,18 @@ def signal_cost(
     forward += enough.sum() if probed & LOSS_SIGNALS else 0.0
     backward += enough.sum() if GRADIENT_NORM in probed else 0.0
     whole = _whole_passes(loaded, mixture, heldout, probed)
-    forward, backward = forward + whole[0], backward + whole[1]
-    work = updates * (forward + BACKWARD * backward) / (BACKWARD * trained)
+    forward, backward = updates * (forward + whole[0]), updates * (backward + whole[1])
+    if policy.needs and policy.update_at_start:  # nothing is observed yet
+        forward += (enough.sum() if policy.needs & LOSS_SIGNALS else 0.0) + whole[0]
+        backward += (enough.sum() if GRADIENT_NORM in policy.needs else 0.0) + whole[1]
+    work = (forward + BACKWARD * backward) / (BACKWARD * trained)
     return {
         "observed": sorted(observed),
         "probed": sorted(probed),
         "measure_every": every if measured else None,
         "updates": updates,
-        "forward_passes": round(updates * forward),
-        "backward_passes": round(updates * backward),
+        "forward_passes": round(forward),
+        "backward_passes": round(backward),
         "training_passes": round(trained),
         "share": float(work + (COST / every if measured and not adapters else 0.0)),
     }

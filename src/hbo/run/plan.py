@@ -161,8 +161,8 @@ def plan_of(prepared: Prepared) -> Plan:
     warnings = _warnings(prepared, mixture, budget, draws, caps)
     if policy.needs and budget.steps < policy.interval:
         text = (
-            f"the policy never updates: it does every {policy.interval} steps, the run has"
-            f" {budget.steps}; lower balance.update_interval"
+            f"the policy never updates in training: it does every {policy.interval} steps, the run"
+            f" has {budget.steps}; lower balance.update_interval"
         )
         warnings.append({"code": "no-update", "subset": None, "text": text})
     return Plan(
