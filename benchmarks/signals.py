@@ -52,6 +52,8 @@ QUICK = (
     "balance.update_interval=4",
     "evaluation.max_examples=2",
 )
+PAID = ("balance.global_reward=gradient-norm", "balance.update_at_start=false")
+"""The subsets' reward that has to be observed: the default, losses, is known of every example."""
 PACKAGES = ("hbo", "torch", "transformers", "trl", "peft", "numpy")
 LEVELS = ("global", "local")
 
@@ -189,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.say("|" + "---|" * 9)
     engine_module.lacking = watch
     with tempfile.TemporaryDirectory() as folder:
-        changes = [*LONGER, *(QUICK if options.quick else ()), f"output_dir={folder}/run"]
+        changes = [*PAID, *LONGER, *(QUICK if options.quick else ()), f"output_dir={folder}/run"]
         loaded = load_config(options.config, [*changes, *options.set])
         try:
             with listening("") as stop, quiet_libraries(stdout=False):

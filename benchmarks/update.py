@@ -11,8 +11,8 @@ for the global reward (the gradient norm of the loss over prompt and response), 
 for the local one (perplexity of the response over a first one, which is made up here). Then the
 actors move, 200 Adam steps each. Norms, ratios and the new probabilities have to agree, those of
 ours being the policy `hbo-released`. `ours, norms` is the most that an update of `hbo` measures
-where it is paid gradient norms: losses and norms come from training, and cells that it showed too little of are
-filled up by a probe, here all of them, 8 examples of each subset.
+where it is paid gradient norms: losses and norms come from training, and cells that it showed too
+little of are filled up by a probe, here all of them, 8 examples of each subset.
 
 The floor is what operation counts say (forward 1, backward 2, by tokens) at the speed of plain
 forward and backward passes over the 32. `--share 4` measures a fourth of the subsets, and takes the

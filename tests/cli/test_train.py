@@ -102,7 +102,7 @@ def check_log(run: Path) -> None:
     assert kinds[0] == "start"
     assert kinds[-1] == "end"
     assert kinds.count("evaluation") == 2
-    assert kinds.count("update") == 2
+    assert kinds.count("update") == 3  # the first before any step
     assert kinds.count("step") == 2
     start = events(run)[0]
     assert start["config"]["datasets"]["german"]["data_files"] == "german.jsonl"

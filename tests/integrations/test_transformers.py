@@ -14,7 +14,7 @@ from hbo.data.build import BuiltMixture
 from hbo.errors import ConfigError
 from hbo.integrations.transformers import BalancedTrainer, attach
 from hbo.policies import make_policy
-from tests.integrations.conftest import Train, assert_same_weights, sft_config, weights
+from tests.integrations.conftest import NORMS, Train, assert_same_weights, sft_config, weights
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 
@@ -37,7 +37,7 @@ def arguments(folder: Path, **settings: Any) -> TrainingArguments:
 
 
 def policy() -> Any:
-    return make_policy("hbo", update_interval=2)
+    return make_policy("hbo", NORMS, update_interval=2)
 
 
 def test_the_plain_trainer_sees_the_losses_that_trl_sees(

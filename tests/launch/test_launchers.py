@@ -41,7 +41,7 @@ def test_accelerate_launches_an_adaptive_run(workspace: Workspace) -> None:
     assert (said.status, said.err) == (0, "")
     assert said.out.count("training: 6 steps of 4 examples") == 1
     events = workspace.events("accelerated")
-    assert [e["step"] for e in events if e["event"] == "update"] == [2, 4, 6]
+    assert [e["step"] for e in events if e["event"] == "update"] == [0, 2, 4, 6]
     assert [e["draws"] for e in events if e["event"] == "step"] == [8, 16, 24]
     assert [e["event"] for e in events if e["event"] in ("start", "end")] == ["start", "end"]
 
