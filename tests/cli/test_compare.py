@@ -56,10 +56,13 @@ def test_the_plan_checks_all_and_leaves_nothing_behind(workspace: Path, hbo):
     assert "6 runs, 0 finished" in said.out
     assert "seeds 5, 3; 2 at a time; how long it takes is not known" in said.out
     assert said.out.count("warning: german: only 2 test examples") == 1
+    few = "Two seeds cannot give p < 0.05 by themselves: the smallest possible is 0.5, 1 when "
+    assert f"warning: {few}corrected for 2 policies; 7 seeds would be needed." in said.out
     plan = json.loads(hbo("compare", "config.yaml", *options, "--json").out)
     assert [entry["name"] for entry in plan["entries"]] == ["prop", "hbo", "few groups"]
     assert [(entry["steps"], entry["draws"]) for entry in plan["entries"]] == [(4, 8)] * 3
     assert (plan["seeds"], plan["against"], plan["jobs"]) == ([5, 3], "prop", 2)
+    assert plan["seeds_warning"].startswith("Two seeds")
     assert not (workspace / "run").exists()
 
 

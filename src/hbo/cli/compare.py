@@ -298,6 +298,8 @@ def _cost_lines(cost: Mapping[str, Any]) -> list[str]:
     ]
     if not all(entry["scored"] for entry in cost["entries"]):
         lines.append("difficulty is scored first, once for all runs on the same data")
+    if cost["seeds_warning"] is not None:
+        lines.append(f"warning: {cost['seeds_warning']}")
     said: dict[str, list[str]] = {}
     for entry in cost["entries"]:
         for warning in entry["warnings"]:

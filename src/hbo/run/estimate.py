@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hbo.errors import DataError
+from hbo.reports.comparison.warnings import too_few_seeds
 from hbo.run import folder as files
 from hbo.run.comparison import Comparison, Planned, Run
 
@@ -45,6 +46,7 @@ def cost_of(
     entries = [_cost_of_entry(planned, plain) for planned in comparison.planned]
     if anew:
         entries = [{**entry, "finished": 0} for entry in entries]
+    others = len({planned.entry.group for planned in comparison.planned}) - 1
     known = [entry["seconds"] for entry in entries if entry["seconds"] is not None]
     left = sum((entry["runs"] - entry["finished"]) * (entry["seconds"] or 0.0) for entry in entries)
     working = max(planned.disk[0] for planned in comparison.planned)
@@ -53,6 +55,7 @@ def cost_of(
         "output_dir": str(comparison.folder),
         "against": comparison.against,
         "seeds": list(comparison.seeds),
+        "seeds_warning": too_few_seeds(len(comparison.seeds), others) or None,
         "jobs": jobs,
         "runs": len(comparison.runs),
         "finished": sum(entry["finished"] for entry in entries),

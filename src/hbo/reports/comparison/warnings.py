@@ -62,20 +62,29 @@ def _reference(found: ComparisonFolder, reference: int | None) -> str:
 def _seeds(found: ComparisonFolder, reference: int | None) -> str:
     others = len(found.policies) - (reference is not None)
     if reference is None or not others:
-        seeds = max(len(policy.runs) for policy in found.policies)
-        return "" if seeds > 1 else _one_seed()
+        return too_few_seeds(max(len(policy.runs) for policy in found.policies), 0)
     with_reference = found.policies[reference].runs
     seeds = max(
         len(policy.runs.keys() & with_reference)
         for p, policy in enumerate(found.policies)
         if p != reference
     )
-    if smallest_p(seeds, others) < SIGNIFICANT:
-        return ""
-    return f"{_one_seed()} {_too_few(seeds, others)}" if seeds == 1 else _too_few(seeds, others)
+    return too_few_seeds(seeds, others)
 
 
-def _too_few(seeds: int, others: int) -> str:
+def too_few_seeds(seeds: int, others: int) -> str:
+    """What so few seeds cannot show; nothing where they are enough for p < 0.05.
+
+    Args:
+        seeds: How many both policies have.
+        others: How many policies are compared with one; 0: none is.
+
+    Example:
+        >>> too_few_seeds(3, 1)[:44]
+        'Three seeds cannot give p < 0.05 by themselv'
+    """
+    if not others or smallest_p(seeds, others) < SIGNIFICANT:
+        return "" if seeds > 1 else _one_seed()
     smallest, corrected = smallest_p(seeds), smallest_p(seeds, others)
     words = NUMBERS[seeds] if seeds < len(NUMBERS) else str(seeds)
     theirs = "seed cannot give p < 0.05 by itself" if seeds == 1 else (
@@ -84,7 +93,8 @@ def _too_few(seeds: int, others: int) -> str:
     text = f"{words.capitalize()} {theirs}: the smallest possible is {probability(smallest)}"
     if others > 1 and corrected > smallest:
         text += f", {probability(corrected)} when corrected for {others} policies"
-    return f"{text}; {seeds_needed(others)} seeds would be needed."
+    text += f"; {seeds_needed(others)} seeds would be needed."
+    return f"{_one_seed()} {text}" if seeds == 1 else text
 
 
 def _one_seed() -> str:
