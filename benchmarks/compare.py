@@ -167,13 +167,13 @@ def warm(config: str, changes: Sequence[str], below: int, share: tuple[int, int]
 def texts_of(prepared: Any) -> Iterator[tuple[int, ...]]:
     """Tokens of everything that a run of a configuration reads."""
     from hbo.evaluation.examples import choose_grading, find_options
-    from hbo.run.heldout import _all_examples
+    from hbo.run.heldout import all_examples
 
     most = prepared.loaded.config.evaluation.max_examples
     for part in prepared.parts:
         for encoded in part.encoded.encoded:
             yield tuple(encoded.input_ids.tolist())
-        options = find_options(_all_examples(part))
+        options = find_options(all_examples(part))
         for example in (*part.validation[:most], *part.test[:most]):
             yield tuple(example.encoded.input_ids.tolist())
             if choose_grading([example], options) == "options" and options is not None:

@@ -35,7 +35,7 @@ def evaluate_half(
         model,
         prepared.tokenizer,
         subsets,
-        options={part.name: find_options(_all_examples(part)) for part in prepared.parts},
+        options={part.name: find_options(all_examples(part)) for part in prepared.parts},
         tokens_per_batch=settings.tokens_per_batch,
         progress=done,
         ranks=all_ranks(),
@@ -51,7 +51,7 @@ def _half_of(prepared: Prepared, half: Half) -> dict[str, tuple[HeldoutExample, 
     }
 
 
-def _all_examples(part: Part) -> list[HeldoutExample]:
+def all_examples(part: Part) -> list[HeldoutExample]:
     """Training and held-out examples: together they show whether a question has fixed options."""
     train = [
         HeldoutExample(tokens, response_text(part.train.examples[row]) or "")
