@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -91,6 +92,8 @@ def alone(work: Callable[[], int], log: str, environment: dict[str, str]) -> Non
     status = 1
     try:
         status = work()
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
