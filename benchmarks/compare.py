@@ -2,11 +2,11 @@
 
     python benchmarks/compare.py configs/compare/skills.yaml --seeds 3 --jobs 2 --below 26
 
-The same runs, files and page as ``hbo compare`` makes of the same configuration, several times
-sooner. A process starts with its libraries loaded; and with ``--below N``, where nothing below
-layer N is trained, those layers run once for each text of the mixture (``benchmarks/kept.py``),
-which changes losses by rounding only. Seconds of such runs are not those of ``hbo compare``, and no
-claim of cost rests on them.
+The same runs, files and page as ``hbo compare`` makes of the same configuration, sooner (by how
+much was not measured side by side). A process starts with its libraries loaded; and with
+``--below N``, where nothing below layer N is trained, those layers run once for each text of the
+mixture (``benchmarks/kept.py``), which changes losses by rounding only. Seconds of such runs are
+not those of ``hbo compare``, and no claim of cost rests on them.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ READY = (
 )
 """What a process has imported when it starts."""
 STATES = Path("build/kept")
-ROWS = 16
-"""Texts that the lower layers read at once."""
+TOKENS = 1024
+"""Padded tokens that the lower layers read at once."""
 
 
 class Forked:
@@ -47,6 +47,11 @@ class Forked:
 
     def __init__(self, process: Any) -> None:
         self._process = process
+
+    def join(self) -> int | None:
+        """Wait for its end; its exit status."""
+        self._process.join()
+        return self.poll()
 
     def poll(self) -> int | None:
         """Its exit status, once it has one."""
@@ -71,7 +76,9 @@ def launch(
     return start(context, work, log, environment)
 
 
-def start(context: Any, work: Callable[[], int], log: Path, environment: Mapping[str, str]) -> Any:
+def start(
+    context: Any, work: Callable[[], int], log: Path, environment: Mapping[str, str]
+) -> Forked:
     """A process that does some work and exits with the status that it returns."""
     process = context.Process(target=alone, args=(work, str(log), dict(environment)))
     process.start()
@@ -148,22 +155,25 @@ def loading(load: Any, opened: ExitStack, below: int, *given: Any, **options: An
 
 def warm(config: str, changes: Sequence[str], below: int, share: tuple[int, int]) -> int:
     """Run the lower layers on this process's share of the texts of a configuration."""
+    import numpy as np
     import torch
 
     from hbo.config import load_config
+    from hbo.measure.batches import collate, plan_batches
+    from hbo.measure.examples import Encoded
     from hbo.run import train
     from hbo.run.prepare import prepare
 
     prepared = prepare(load_config(Path(config), changes))
-    texts = sorted(set(texts_of(prepared)), key=len)
+    arrays = [np.array(text, np.int32) for text in sorted(set(texts_of(prepared)))]
+    texts = [Encoded(ids, ids) for ids in arrays]
+    batches = plan_batches([text.num_tokens for text in texts], TOKENS)
     with kept_states(below), torch.no_grad():
         model = train.load_model(prepared.loaded, prepared.model, prepared.settings)
-        batches = [texts[first : first + ROWS] for first in range(0, len(texts), ROWS)]
-        for batch in batches[share[0] :: share[1]]:
-            longest = len(batch[-1])
-            ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in batch])
-            mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in batch])
-            model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+        for indices in batches[share[0] :: share[1]]:
+            batch = collate([texts[index] for index in indices], 0)
+            mask = batch.attention_mask
+            model.get_decoder()(input_ids=batch.input_ids, attention_mask=mask, use_cache=False)
     return 0
 
 
@@ -213,10 +223,9 @@ def main() -> None:
             )
             for number, place in enumerate(slots(chosen.jobs))
         ]
-        for each in shares:
-            each._process.join()
-            if each.poll():
-                raise SystemExit(f"see {STATES / 'warm.log'}")
+        statuses = [each.join() for each in shares]  # all of them, before any run starts
+        if any(statuses):
+            raise SystemExit(f"see {STATES / 'warm.log'}")
     started = partial(launch, context, chosen.below)
     runs.run_comparison = partial(runs.run_comparison, launch=started)
     compare.compare(

@@ -57,7 +57,7 @@ TOLERANCE, MOVE_TOLERANCE = 1e-3, 0.02
 """Of norms and ratios, relative; of probabilities, over how far the actors have moved one at most.
 Theirs are fp32, and Adam makes much of a reward that is nearly what an actor expects.
 """
-THEIRS, OURS, DEFAULT, FLOOR = "released", "ours", "ours, norms", "floor"
+THEIRS, OURS, NORMS, FLOOR = "released", "ours", "ours, norms", "floor"
 
 
 class Ours:
@@ -77,7 +77,7 @@ class Ours:
         few = taken.probe("response", options.probe_examples // GROUPS, made)
         self._few = replace(few, scope=options.scope)
         self.balancer = self._begun(make_policy("hbo-released"))
-        self._by_default = self._begun(material.paid_norms())
+        self._paid_norms = self._begun(material.paid_norms())
         self.values: dict[str, np.ndarray] = {}
 
     def _begun(self, policy: Any) -> Balancer:
@@ -106,13 +106,13 @@ class Ours:
         times.append(self._now())
         return dict(zip(PARTS, np.diff(times).tolist(), strict=True))
 
-    def by_default(self) -> Parts:
+    def paid_norms(self) -> Parts:
         """Seconds of each part, where training showed too little of every cell."""
         times, found = [self._now()], []
         for name in (GRADIENT_NORM, PERPLEXITY_RATIO):
             found.append(self._few.measure(self._model, {name}, 0).examples)
             times.append(self._now())
-        return self._moved(self._by_default, found, times)
+        return self._moved(self._paid_norms, found, times)
 
 
 def plain_passes(made: material.Material, model: Any, examples: Sequence[Encoded]) -> None:
@@ -159,7 +159,7 @@ class Bench:
 
         found = {
             OURS: whole(OURS, self.ours.update),
-            DEFAULT: whole(DEFAULT, self.ours.by_default),
+            NORMS: whole(NORMS, self.ours.paid_norms),
             FLOOR: self.plain,
         }
         if self.theirs is not None:
@@ -223,8 +223,8 @@ def report(result: dict[str, Any], share: int) -> None:
 
 def ratios(measured: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """The released code's time over that of each of ours; empty where it was not measured."""
-    found: dict[str, dict[str, float]] = {name: {} for name in (THEIRS, OURS, DEFAULT)}
-    for name in (OURS, DEFAULT) if THEIRS in measured else ():
+    found: dict[str, dict[str, float]] = {name: {} for name in (THEIRS, OURS, NORMS)}
+    for name in (OURS, NORMS) if THEIRS in measured else ():
         low, high = common.spread(measured[THEIRS], measured[name])
         ratio = common.ratio(measured[THEIRS], measured[name])
         found[name] = {"ratio": ratio, "low": low, "high": high}

@@ -3,7 +3,8 @@
     python configs/compare/prepare.py
 
 From the asset `exams` (a package index is enough). The prompt is a question's first three words,
-the response its other words, without the choices. Sizes fall from 640 to 32.
+the response its other words, without the choices. Sizes fall from 640 to 32, where there are so
+many.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def test_a_damaged_best_checkpoint_does_not_become_the_result(workspace: Path, h
         *("--set", "training.load_best_model_at_end=true", "--set", "training.max_steps=6"),
         # The first evaluation is the best: a rate that ruins the model.
         *("--set", "training.learning_rate=0.3", "--set", "training.save_steps=2"),
-        *("--set", "balance.rate=0"),
+        *("--set", "balance.rate=0"),  # the draws of the prior, whatever the default reward is
     ]
     assert hbo("train", "config.yaml", *best).status == 0
     run = workspace / "run"
