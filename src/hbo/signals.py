@@ -37,6 +37,8 @@ LOOKAHEAD_GAIN = "lookahead_gain"
 
 HELDOUT_LOSS = "heldout_loss"
 """Per subset: mean loss of its validation examples, nats per response token."""
+UNSEEN_LOSS = "unseen_loss"
+"""The same, NaN where a subset has no validation example: nothing is refused for want of them."""
 HELDOUT_COSINE = "heldout_cosine"
 """Per subset: mean cosine of its batch gradient with the held-out gradients of all subsets."""
 HELDOUT_ENTROPY = "heldout_entropy"
@@ -67,7 +69,7 @@ UNCERTAINTIES = frozenset(
         HELDOUT_VARIATION,
     }
 )
-HELDOUT_SIGNALS = frozenset({HELDOUT_LOSS, HELDOUT_COSINE}) | UNCERTAINTIES
+HELDOUT_SIGNALS = frozenset({HELDOUT_LOSS, UNSEEN_LOSS, HELDOUT_COSINE}) | UNCERTAINTIES
 """Measured on validation examples, which are never trained on."""
 WHOLE_SIGNALS = HELDOUT_SIGNALS | {
     BATCH_GRADIENT_NORM,

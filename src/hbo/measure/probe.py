@@ -31,6 +31,7 @@ from hbo.signals import (
     PERPLEXITY,
     PERPLEXITY_RATIO,
     UNCERTAINTIES,
+    UNSEEN_LOSS,
 )
 
 LOSS_SIGNALS = frozenset({LOSS, PERPLEXITY, PERPLEXITY_RATIO})
@@ -343,7 +344,7 @@ class Probe:
                 f"{spreads[0]} is a difference between passes with dropout; set "
                 "balance.dropout_passes to 2 or more, or use an entropy"
             )
-        self._check_heldout(sorted(HELDOUT_SIGNALS & set(wanted)))
+        self._check_heldout(sorted(HELDOUT_SIGNALS & set(wanted) - {UNSEEN_LOSS}))
 
     def _check_heldout(self, wanted: Sequence[str]) -> None:
         without = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from hbo.signals import (
     HIDDEN_COSINE,
     LOOKAHEAD_GAIN,
     UNCERTAINTIES,
+    UNSEEN_LOSS,
 )
 
 if TYPE_CHECKING:
@@ -141,11 +143,13 @@ def _lookahead_gains(probe: Probe, model: nn.Module, subsets: IntArray, number: 
     return _each(LOOKAHEAD_GAIN, probe, subsets, gain)
 
 
-def _heldout_losses(probe: Probe, model: nn.Module, subsets: IntArray, _number: int) -> Found:
+def _heldout_losses(
+    name: str, probe: Probe, model: nn.Module, subsets: IntArray, _number: int
+) -> Found:
     def loss(subset: int) -> float:
         return token_mean_loss(model, probe.heldout_sample(subset), **probe.settings)
 
-    return _each(HELDOUT_LOSS, probe, subsets, loss)
+    return _each(name, probe, subsets, loss)
 
 
 def _uncertainties(probe: Probe, model: nn.Module, subsets: IntArray, number: int) -> Found:
@@ -167,7 +171,8 @@ WHOLE: dict[str, Measurement] = {
     HIDDEN_COSINE: Measurement(_hidden_cosines, forward=("batch",), compares=True),
     CELL_HIDDEN_COSINE: Measurement(_cell_hidden_cosines, forward=("cells",), compares=True),
     LOOKAHEAD_GAIN: Measurement(_lookahead_gains, forward=("batch", "batch"), both_ways=("batch",)),
-    HELDOUT_LOSS: Measurement(_heldout_losses, forward=("heldout",)),
+    HELDOUT_LOSS: Measurement(partial(_heldout_losses, HELDOUT_LOSS), forward=("heldout",)),
+    UNSEEN_LOSS: Measurement(partial(_heldout_losses, UNSEEN_LOSS), forward=("heldout",)),
     HELDOUT_COSINE: Measurement(
         _heldout_cosines, both_ways=("batch", "heldout batch"), compares=True
     ),

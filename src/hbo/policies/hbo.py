@@ -23,6 +23,7 @@ from hbo.policies.treatment import (
     Note,
     clip_to_median,
     mean_of_known,
+    repeated,
     shrink,
     smooth,
     smooth_errors,
@@ -46,9 +47,10 @@ class HBO:
     fewer than two of its arms' rewards stays where it is.
 
     The defaults are ours, chosen by measurement (``docs/log.md``): the Global Actor is paid the
-    square root of the loss. Where losses fall as a power of the draws, what one more draw gains
-    grows with the loss; the root allows for losses that do not fall. They are also made to be safe:
-    one noisy reward, a tiny subset or a missing signal cannot carry the mixture away.
+    square root of the held-out loss. Where losses fall as a power of the draws, what one more draw
+    gains grows with the loss; the root allows for losses that do not fall. Pay falls with the
+    passes over a subset, so that a tiny one is not repeated without end. They are also made to be
+    safe: one noisy reward or a missing signal cannot carry the mixture away.
     ``hbo-paper`` and ``hbo-released`` in ``POLICIES`` set the same fields to what the paper says
     and to what its code does.
 
@@ -76,7 +78,7 @@ class HBO:
     """Off: subsets stay at the prior ("local only", Table 2)."""
     local_actor: bool = True
     """Off: groups stay at the prior ("global only", Table 2)."""
-    global_reward: str = "loss"
+    global_reward: str = "heldout-loss"
     """Name in ``GLOBAL_REWARDS``. Eq. 7 is ``batch-gradient-norm``, the code has ``gradient-norm``;
     5.1(5)."""
     local_reward: str = "relative-perplexity"
@@ -97,6 +99,9 @@ class HBO:
     reward_power: float = 0.5
     """a: an actor's target is R^a / sum R^a. 1 as in the paper; below, the same order of arms with
     less at stake."""
+    repeat_scale: float | None = 8.0
+    """s: a subset's pay is multiplied by exp(-passes / s): what was repeated often teaches less
+    (the form of arXiv 2305.16264, Eq. 5); ``None`` off."""
     # --- how the actor moves --------------------------------------------------------------------
     step_rule: str = "closed-form"
     """``closed-form``, ``adam`` (code) or ``sgd`` (Algorithm 1 to the letter); 5.1(9)."""
@@ -117,7 +122,7 @@ class HBO:
     """Least probability of an arm, as a fraction of ``floor_reference``."""
     floor_reference: str = "prior"
     """``prior`` or ``uniform`` (over the arms that exist)."""
-    max_ratio: float | None = 8.0
+    max_ratio: float | None = None
     """Most probability of an arm, as a multiple of its prior; ``None`` no cap."""
 
     def __post_init__(self) -> None:
@@ -132,6 +137,7 @@ class HBO:
         fields.number("ema_start", self.ema_start, 0.0, optional=True)
         fields.number("shrinkage", self.shrinkage, 0.0, 1.0)
         fields.number("reward_power", self.reward_power, 0.0)
+        fields.number("repeat_scale", self.repeat_scale, 0.0, above=True, optional=True)
         fields.choice("step_rule", self.step_rule, STEP_RULES)
         fields.number("rate", self.rate, 0.0, 1.0)
         fields.number("prior_pull", self.prior_pull, 0.0, 1.0)
@@ -240,6 +246,9 @@ class HBO:
         rewards, errors, notes = self._measure(signals, level, prior > 0)
         memory = self._remember(state["memory"].get(level), rewards, errors, level)
         paid, active, more = self._wages(memory, prior > 0, level)
+        if level == "global" and self.repeat_scale is not None:
+            passes = signals.draws.sum(axis=1) / np.maximum(signals.sizes.sum(axis=1), 1)
+            paid = paid * repeated(passes, self.repeat_scale)
         entry = {"rewards": rewards, "errors": errors, "paid": paid}
         last = {**state["last"], level: {key: to_plain(value) for key, value in entry.items()}}
         last["notes"] = state["last"]["notes"] + notes + more

@@ -15,6 +15,7 @@ from hbo.signals import (
     LOSS,
     PERPLEXITY,
     PERPLEXITY_RATIO,
+    UNSEEN_LOSS,
     Signals,
 )
 
@@ -42,6 +43,18 @@ def gradient_norm(signals: Signals) -> Measured:
 def loss(signals: Signals) -> Measured:
     """Mean loss of subset i, nats per response token (Eq. 1 divided by the response's length)."""
     return subset_values(signals.table(LOSS), signals.sizes)
+
+
+def heldout_loss(signals: Signals) -> Measured:
+    """Mean loss of the validation examples of subset i, nats per response token.
+
+    Rows that training repeats have a lower loss than the subset; rows it never saw do not. A subset
+    without validation examples is paid its training loss (``loss``). Not in the paper.
+    """
+    unseen = signals.whole_values(UNSEEN_LOSS)
+    seen, errors = subset_values(signals.table(LOSS), signals.sizes)
+    known = np.isfinite(unseen)
+    return np.where(known, unseen, seen), np.where(known, np.nan, errors)
 
 
 def perplexity(signals: Signals) -> Measured:
@@ -85,8 +98,11 @@ def _whole(values: FloatArray) -> Measured:
     return np.asarray(values, dtype=np.float64), np.full(np.shape(values), np.nan)
 
 
-def _reward(name: str, needs: str, compute: Callable[[Signals], Measured]) -> tuple[str, Reward]:
-    return name, Reward(name, frozenset({needs}), compute)
+def _reward(
+    name: str, needs: str | frozenset[str], compute: Callable[[Signals], Measured]
+) -> tuple[str, Reward]:
+    signals = frozenset({needs}) if isinstance(needs, str) else needs
+    return name, Reward(name, signals, compute)
 
 
 GLOBAL_REWARDS: dict[str, Reward] = dict(
@@ -94,6 +110,7 @@ GLOBAL_REWARDS: dict[str, Reward] = dict(
         _reward("batch-gradient-norm", BATCH_GRADIENT_NORM, batch_gradient_norm),
         _reward("gradient-norm", GRADIENT_NORM, gradient_norm),
         _reward("loss", LOSS, loss),
+        _reward("heldout-loss", frozenset({UNSEEN_LOSS, LOSS}), heldout_loss),
         _reward("perplexity", PERPLEXITY, perplexity),
         _reward("relative-perplexity", PERPLEXITY_RATIO, relative_perplexity),
         _reward("cosine", GRADIENT_COSINE, cosine),

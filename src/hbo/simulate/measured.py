@@ -21,6 +21,7 @@ from hbo.signals import (
     HELDOUT_VARIATION,
     HIDDEN_COSINE,
     LOOKAHEAD_GAIN,
+    UNSEEN_LOSS,
 )
 from hbo.simulate.toy import ToyLearner
 
@@ -110,6 +111,7 @@ class Instruments:
             CELL_HIDDEN_COSINE: _mean_cosine(unlearnt, toy.transfer),
             LOOKAHEAD_GAIN: toy.lookahead_gain(draws, LOOKAHEAD_DRAWS),
             HELDOUT_LOSS: heldout,
+            UNSEEN_LOSS: heldout,
             **_uncertainties(heldout),
         }
 
