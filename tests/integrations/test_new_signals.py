@@ -100,7 +100,7 @@ def test_a_policy_sees_every_signal_in_a_trainer(
     trainer = trainer_of(held, tmp_path, max_steps=4, **settings)
     trainer.train()
     seen = {name: np.array(v) for name, v in trainer.balancer.state["seen"].items()}
-    assert set(seen) == set(WHOLE) and len(seen) == 13
+    assert set(seen) == set(WHOLE) and len(seen) == 14
     filled = trainer.balancer.mixture.sizes > 0
     for name, values in seen.items():
         known = values[filled] if values.ndim == 2 else values

@@ -25,6 +25,7 @@ from hbo.signals import (
     HIDDEN_COSINE,
     LOOKAHEAD_GAIN,
     UNCERTAINTIES,
+    UNSEEN_LOSS,
     WHOLE_SIGNALS,
 )
 from tests.measure.cases import naive_loss, random_examples, random_heldout
@@ -123,6 +124,7 @@ def test_the_others_are_those_of_what_they_read():
         losses = [naive_loss(model.eval(), example).item() for example in held]
         mean = np.average(losses, weights=tokens)
         assert found[HELDOUT_LOSS][k] == pytest.approx(mean, rel=1e-5)
+        assert found[UNSEEN_LOSS][k] == found[HELDOUT_LOSS][k]
         values = uncertainties(model, held, seeds=prober.dropout_seeds(5, k))
         for name in UNCERTAINTIES:
             assert found[name][k] == pytest.approx(values[name], rel=1e-4), name
@@ -188,7 +190,7 @@ def test_a_measurement_changes_nothing(name):
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("name", sorted(HELDOUT_SIGNALS))
+@pytest.mark.parametrize("name", sorted(HELDOUT_SIGNALS - {UNSEEN_LOSS}))
 @pytest.mark.parametrize("heldout", [None, [HELDOUT[0], [], HELDOUT[2]]])
 def test_a_subset_without_held_out_examples_is_refused(name, heldout):
     prober = replace(PROBE, heldout=heldout, dropout_passes=2)
@@ -196,6 +198,15 @@ def test_a_subset_without_held_out_examples_is_refused(name, heldout):
     line = rf"{name} is measured on held-out examples, and subset '{first}' has none; give"
     with pytest.raises(ConfigError, match=line):
         prober.measure(tiny_model(dropout=0.2), {name}, 5)
+
+
+def test_the_unseen_loss_is_unknown_where_nothing_is_held_out():
+    model = tiny_model(dropout=0.2)
+    some = replace(PROBE, heldout=[HELDOUT[0], [], HELDOUT[2]]).measure(model, {UNSEEN_LOSS}, 5)
+    known = PROBE.measure(model, {UNSEEN_LOSS}, 5).whole[UNSEEN_LOSS]
+    np.testing.assert_array_equal(some.whole[UNSEEN_LOSS], [known[0], np.nan, known[2]])
+    none = replace(PROBE, heldout=None).measure(model, {UNSEEN_LOSS}, 5)
+    assert np.isnan(none.whole[UNSEEN_LOSS]).all() and none.forward_examples == 0
 
 
 def test_what_lacks_its_means_is_refused():

@@ -1,7 +1,7 @@
 """HBO: worked updates, presets, ablations, intervals, and rewards that misbehave."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ PLAIN = {
     "ema_alpha": None,
     "shrinkage": 0.0,
     "prior_pull": 0.0,
+    "repeat_scale": None,
     "floor": 0.0,
     "max_ratio": None,
 }
@@ -66,12 +67,40 @@ def test_prior_pull_ends_between_reward_and_prior():
     assert subsets(policy.probabilities(state)) == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_default_pays_the_square_root_of_the_loss():
-    policy = HBO(local_actor=False, shrinkage=0.0)
-    assert policy.needs == {"loss"}
+def test_the_default_pays_the_square_root_of_the_heldout_loss():
+    policy = HBO(local_actor=False)
+    assert policy.needs == {"loss", "unseen_loss"}
+    seen = signals_of(SIZES, 0, whole={"unseen_loss": [0.25, 1.0, 4.0]}, loss=np.ones((3, 2)))
+    law = policy.probabilities(after(policy, seen))
+    assert subsets(law) == pytest.approx([0.5 / 3.5, 1 / 3.5, 2 / 3.5])  # at once, and at step 0
+
+
+@pytest.mark.parametrize("reward", ["heldout-loss", "loss"])
+def test_training_loss_is_paid_where_nothing_is_held_out(reward):
+    policy = HBO(local_actor=False, shrinkage=0.0, global_reward=reward)
     loss = np.array([0.25, 1.0, 4.0])[:, None] * np.ones(2)
     law = policy.probabilities(after(policy, signals_of(SIZES, 0, loss=loss)))
-    assert subsets(law) == pytest.approx([0.5 / 3.5, 1 / 3.5, 2 / 3.5])  # at once, and at step 0
+    assert subsets(law) == pytest.approx([0.5 / 3.5, 1 / 3.5, 2 / 3.5])
+
+
+def test_a_draw_of_a_repeated_subset_is_worth_less():
+    policy = HBO(local_actor=False, repeat_scale=4.0, floor=0.0)
+    seen = signals_of(SIZES, 200, whole={"unseen_loss": [1.0, 1.0, 1.0]})
+    seen = replace(seen, draws=np.array([[12, 12], [3, 3], [40, 8]]))  # 2, 1 and 12 passes
+    law = policy.probabilities(after(policy, seen))
+    worth = np.exp([-0.5, -0.25, -3.0])
+    assert subsets(law) == pytest.approx(worth / worth.sum())
+    plain = HBO(local_actor=False, repeat_scale=None)
+    assert subsets(plain.probabilities(after(plain, seen))) == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+
+
+def test_a_subset_repeated_beyond_all_measure_falls_to_its_floor():
+    policy = HBO(local_actor=False)
+    seen = signals_of(SIZES, 200, whole={"unseen_loss": [1.0, 1.0, 1.0]})
+    seen = replace(seen, draws=np.array([[1, 1], [1, 1], [10**9, 10**9]]))
+    law = subsets(policy.probabilities(after(policy, seen)))
+    assert law[2] == pytest.approx(0.2 * 4 / 22)
+    assert law[0] == pytest.approx(law[1], rel=0.1)
 
 
 def test_hbo_paper_pays_equation_7_and_8_to_adam():
@@ -310,6 +339,7 @@ def test_empty_cells_stay_empty_under_every_rule():
         ("shrinkage", float("nan"), "a number from 0 to 1"),
         ("reward_clip", 0.5, "a number from 1, or nothing"),
         ("ema_alpha", 0, "a number above 0 to 1, or nothing"),
+        ("repeat_scale", 0, "a number above 0, or nothing"),
         ("max_ratio", 0.9, "a number from 1, or nothing"),
         ("global_interval", 0, "a whole number from 1, or nothing"),
         ("inner_steps", 1.5, "a whole number from 0"),
@@ -345,4 +375,4 @@ def test_an_update_needs_only_what_its_actors_are_paid():
     assert policy.needs_at(0) == policy.needs_at(12) == policy.needs
     assert policy.needs_at(2) == frozenset()
     assert policy.needs_at(4) == {"perplexity_ratio"}
-    assert policy.needs_at(6) == {"loss"}
+    assert policy.needs_at(6) == {"loss", "unseen_loss"}

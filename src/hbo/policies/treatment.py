@@ -129,4 +129,4 @@ def repeated(passes: FloatArray, scale: float) -> FloatArray:
         passes: (K,) draws so far, per example of the subset.
         scale: R, passes.
     """
-    return np.exp((passes.min() - passes) / scale)
+    return np.asarray(np.exp((passes.min() - passes) / scale), dtype=np.float64)
