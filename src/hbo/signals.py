@@ -188,6 +188,11 @@ class Signals:
     first: Mapping[str, SignalTable] = field(default_factory=dict)
     whole: Mapping[str, FloatArray] = field(default_factory=dict)
 
+    @property
+    def passes(self) -> FloatArray:
+        """(K,) draws so far per example of a subset."""
+        return _divide(self.draws.sum(axis=1).astype(np.float64), self.sizes.sum(axis=1))
+
     def table(self, name: str) -> SignalTable:
         """The present table of a signal; an empty one where it was not measured."""
         found = self.now.get(name)

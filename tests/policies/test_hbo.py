@@ -94,6 +94,14 @@ def test_a_draw_of_a_repeated_subset_is_worth_less():
     assert subsets(plain.probabilities(after(plain, seen))) == pytest.approx([1 / 3, 1 / 3, 1 / 3])
 
 
+def test_a_subset_that_is_never_drawn_is_not_the_least_repeated():
+    policy = HBO(local_actor=False, floor=0.0)
+    seen = signals_of(SIZES, 200, whole={"unseen_loss": [1.0, 1.0, 1.0]})
+    seen = replace(seen, draws=np.array([[10**6, 10**6], [10**6, 10**6], [0, 0]]) * SIZES)
+    state = policy.update(policy.init(SIZES, np.array([2.0, 1.0, 0.0])), seen)
+    assert subsets(policy.probabilities(state)) == pytest.approx([0.5, 0.5, 0.0])
+
+
 def test_a_subset_repeated_beyond_all_measure_falls_to_its_floor():
     policy = HBO(local_actor=False)
     seen = signals_of(SIZES, 200, whole={"unseen_loss": [1.0, 1.0, 1.0]})

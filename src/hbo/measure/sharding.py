@@ -89,7 +89,7 @@ def check_probe(model: nn.Module, wanted: Collection[str]) -> None:
     if kind in (Sharding.FSDP1, Sharding.ZERO3):
         raise ConfigError(
             f"{gradients[0]} cannot be probed under {kind.value}; use rewards that need no "
-            "gradient (balance.global_reward: relative-perplexity, loss or progress), or train "
+            "gradient (balance.global_reward: heldout-loss, loss or progress), or train "
             "with FSDP2, ZeRO-2 or DistributedDataParallel, where it can"
         )
     if kind is Sharding.DTENSOR:

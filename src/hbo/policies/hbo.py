@@ -245,10 +245,10 @@ class HBO:
         prior = from_plain(state["prior"][level])
         rewards, errors, notes = self._measure(signals, level, prior > 0)
         memory = self._remember(state["memory"].get(level), rewards, errors, level)
-        paid, active, more = self._wages(memory, prior > 0, level)
+        worth: FloatArray | float = 1.0
         if level == "global" and self.repeat_scale is not None:
-            passes = signals.draws.sum(axis=1) / np.maximum(signals.sizes.sum(axis=1), 1)
-            paid = paid * repeated(passes, self.repeat_scale)
+            worth = repeated(np.where(prior > 0, signals.passes, np.nan), self.repeat_scale)
+        paid, active, more = self._wages(memory, prior > 0, level, worth)
         entry = {"rewards": rewards, "errors": errors, "paid": paid}
         last = {**state["last"], level: {key: to_plain(value) for key, value in entry.items()}}
         last["notes"] = state["last"]["notes"] + notes + more
@@ -297,13 +297,17 @@ class HBO:
         }
 
     def _wages(
-        self, memory: Mapping[str, FloatArray], arms: BoolArray, level: str
+        self,
+        memory: Mapping[str, FloatArray],
+        arms: BoolArray,
+        level: str,
+        worth: FloatArray | float,
     ) -> tuple[FloatArray, BoolArray, list[Note]]:
         """Rewards to pay (NaN for arms that do not exist), actors that can move, notes."""
         known = np.isfinite(memory["rewards"]) & arms
         rewards = np.where(known, memory["rewards"], np.nan)
         paid = shrink(rewards, memory["errors"], self.shrinkage) ** self.reward_power
-        paid = np.where(arms & ~known, mean_of_known(paid), paid)
+        paid = worth * np.where(arms & ~known, mean_of_known(paid), paid)
         choices, seen = arms.sum(axis=-1), known.sum(axis=-1)
         positive = np.where(np.isfinite(paid), paid, 0.0).sum(axis=-1) > 0
         notes: list[Note] = []

@@ -126,7 +126,7 @@ def repeated(passes: FloatArray, scale: float) -> FloatArray:
     arXiv 2305.16264, which finds R = 15 in pre-training.
 
     Args:
-        passes: (K,) draws so far, per example of the subset.
+        passes: (K,) draws so far, per example of the subset; NaN for what is never drawn.
         scale: R, passes.
     """
-    return np.asarray(np.exp((passes.min() - passes) / scale), dtype=np.float64)
+    return np.asarray(np.exp((np.nanmin(passes) - passes) / scale), dtype=np.float64)
