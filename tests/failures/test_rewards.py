@@ -42,10 +42,10 @@ REWARDS: dict[str, Values] = {
 }
 
 
-def balancer_of(policy: str) -> Balancer:
+def balancer_of(policy: str, **fields: Any) -> Balancer:
     return Balancer(
         Mixture(NAMES, SIZES, "data"),
-        make_policy(policy, update_interval=2, **REQUIRED.get(policy, {})),
+        make_policy(policy, update_interval=2, **REQUIRED.get(policy, {}), **fields),
         seed=3,
         draws_per_step=64,
     )
@@ -130,7 +130,7 @@ def test_rewards_that_say_nothing_do_not_move_the_subsets_from_their_prior(rewar
 
 
 def test_an_unknown_subset_is_paid_the_mean_of_the_known():
-    update = steps(balancer_of("hbo"), REWARDS["one subset unknown"], 2)[-1]
+    update = steps(balancer_of("hbo", repeat_scale=None), REWARDS["one subset unknown"], 2)[-1]
     paid = update.explanation["global"]["paid"]
     assert update.explanation["global"]["rewards"][2] is None
     assert paid[2] == pytest.approx((paid[0] + paid[1]) / 2)

@@ -28,7 +28,7 @@ AT_ONCE = {
 }
 PATIENT = {
     "step": (BalancedSFTTrainer, "training_step", 1, 1),
-    "probe": (Probe, "measure", 2, 3),  # the first comes before any step
+    "probe": (Probe, "measure", 3, 3),  # two come before any step
     "checkpoint": (torch, "save", 1, 3),
     "seal": (saving, "seal", 1, 3),
 }

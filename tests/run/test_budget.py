@@ -14,7 +14,7 @@ from hbo.measure.probe import Probe
 from hbo.measure.whole import WHOLE
 from hbo.mixture import Mixture
 from hbo.run.budget import Budget, expected_draws, make_budget, signal_cost
-from hbo.signals import HELDOUT_LOSS, HELDOUT_SIGNALS, HELDOUT_VARIANCE, LOSS
+from hbo.signals import HELDOUT_LOSS, HELDOUT_SIGNALS, HELDOUT_VARIANCE, LOSS, UNSEEN_LOSS
 from tests.measure.cases import random_examples, random_heldout
 from tests.support.tiny import tiny_model
 from tests.support.workspace import CONFIG, write_config
@@ -114,9 +114,11 @@ def test_an_update_before_the_first_step_is_probed_whatever_training_shows_later
 
 def test_a_plan_refuses_what_no_probe_of_the_run_could_measure(tmp_path):
     place = r"config.yaml:\d+: "
-    for name in HELDOUT_SIGNALS:
+    for name in HELDOUT_SIGNALS - {UNSEEN_LOSS}:
         with pytest.raises(ConfigError, match=f"{place}.* and subset 'arabic' has none"):
             cost(tmp_path, {name}, [HELDOUT[0], []], dropout_passes=2)
     with pytest.raises(ConfigError, match=rf"{place}.*balance\.dropout_passes to 2 or more"):
         cost(tmp_path, {HELDOUT_VARIANCE})
     assert cost(tmp_path, {LOSS}, [])["observed"] == [LOSS]
+    some = cost(tmp_path, {UNSEEN_LOSS}, [HELDOUT[0], []])
+    assert 0 < some["forward_passes"] < cost(tmp_path, {UNSEEN_LOSS})["forward_passes"]
