@@ -377,3 +377,27 @@ def test_kept_states_change_no_loss_and_no_gradient(load, tmp_path):
     assert len(runs) == 1 + 2  # once for the texts, and each time keys and values are wanted
     measure()
     assert len(runs) == 4
+
+
+def test_headroom_is_that_of_losses_on_straight_lines(load, tmp_path, monkeypatch, capsys):
+    """Three fixed policies whose losses are 5 - b ln(draws): the best shares are known."""
+    falls = {"steep": 0.6, "flat": 0.2}
+    for policy, draws in (("prop", (300, 100)), ("temp", (240, 160)), ("uni", (200, 200))):
+        folder = tmp_path / policy / "seed-1"
+        folder.mkdir(parents=True)
+        losses = {n: 5 - b * math.log(d) for (n, b), d in zip(falls.items(), draws, strict=True)}
+        subsets = {n: {"draws": d} for n, d in zip(falls, draws, strict=True)}
+        (folder / "summary.json").write_text(json.dumps({"subsets": subsets}))
+        test = {n: {"losses": [loss, loss], "tokens": [1, 3]} for n, loss in losses.items()}
+        (folder / "heldout.json").write_text(json.dumps({"splits": {"test": test}}))
+    benchmark = load("headroom")
+    monkeypatch.setattr("sys.argv", ["headroom.py", str(tmp_path)])
+    benchmark.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("steep        +0.600 (+-0.000)") and "share 75.0%" in printed[0]
+    steep, flat = (5 - b * math.log(400 * p) for b, p in ((0.6, 0.75), (0.2, 0.25)))
+    even = sum(5 - b * math.log(200) for b in falls.values())
+    assert benchmark.gain(np.array([0.6, 0.2])) == pytest.approx((even - steep - flat) / 2)
+    assert printed[2] == f"best fixed shares gain {(even - steep - flat) / 2:.3f} over uniform ones"
+    assert benchmark.gain(np.array([0.3, 0.3])) == pytest.approx(0.0)
+    assert benchmark.gain(np.array([0.4, -0.1])) == pytest.approx(0.2 * math.log(2))
