@@ -10,25 +10,32 @@ by::
     mean_i b_i ln(b_i / mean b)
 
 A first-order estimate: losses are taken as straight lines in ln(draws), and draws of one subset as
-nothing to another. What it says is the scale of what there is to win.
+nothing to another. What it says is the scale of what there is to win; beside it stands, for each
+policy of the comparison, what its draws would gain on those lines, and what it did gain.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from common import say
 
 FIXED = ("prop", "temp", "uni")
+EVERY = "*/seed-*/heldout.json"
 
 
-def runs_of(folder: Path, half: str) -> dict[str, list[tuple[float, float]]]:
-    """Subset -> (draws, loss) of each run under fixed shares."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for policy in FIXED:
+Points = dict[str, list[tuple[float, float]]]
+"""Subset -> (draws, loss) of each run."""
+
+
+def runs_of(folder: Path, half: str, policies: Sequence[str] = FIXED) -> Points:
+    """What the runs of some policies drew, and came to."""
+    found: Points = {}
+    for policy in policies:
         for path in sorted(folder.glob(f"{policy}/seed-*/heldout.json")):
             summary = json.loads((path.parent / "summary.json").read_text(encoding="utf-8"))
             heldout = json.loads(path.read_text(encoding="utf-8"))["splits"][half]
@@ -54,8 +61,14 @@ def gain(slopes: np.ndarray) -> float:
     return float(np.mean(positive * np.log(ratios)))
 
 
+def predicted(slopes: np.ndarray, draws: np.ndarray) -> float:
+    """Fall of the macro loss from uniform shares to those of (K, runs) draws, on the lines."""
+    shares = draws / draws.sum(axis=0)
+    return float(np.mean(slopes[:, None] * np.log(shares * len(slopes))))
+
+
 def main() -> None:
-    """Print each subset's slope and best share, and what they would gain."""
+    """Print each subset's slope and best share, what they would gain, and what policies gained."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--half", choices=("validation", "test"), default="test")
@@ -72,6 +85,17 @@ def main() -> None:
     alike = [gain(slopes.mean() + errors * draw.normal(size=len(slopes))) for _ in range(1000)]
     say(f"best fixed shares gain {gain(slopes):.3f} over uniform ones")
     say(f"slopes that are all alike would show {np.mean(alike):.3f}, from noise alone")
+    even = macro(runs_of(chosen.folder, chosen.half, ["uni"]))
+    for policy in sorted({path.parent.parent.name for path in chosen.folder.glob(EVERY)}):
+        points = runs_of(chosen.folder, chosen.half, [policy])
+        draws = np.array([[drawn for drawn, _ in points[name]] for name in fitted])
+        by_lines = predicted(slopes, np.maximum(draws, 1))
+        say(f"{policy:12} gained {even - macro(points):+.3f}; on the lines {by_lines:+.3f}")
+
+
+def macro(points: Points) -> float:
+    """Plain mean over subsets of the mean loss over runs."""
+    return float(np.mean([np.mean([loss for _, loss in runs]) for runs in points.values()]))
 
 
 if __name__ == "__main__":
