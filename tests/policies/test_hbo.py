@@ -20,7 +20,6 @@ PLAIN = {
     "ema_alpha": None,
     "shrinkage": 0.0,
     "prior_pull": 0.0,
-    "trend_power": 0.0,
     "repeat_scale": None,
     "floor": 0.0,
     "max_ratio": None,
@@ -82,21 +81,6 @@ def test_training_loss_is_paid_where_nothing_is_held_out(reward):
     loss = np.array([0.25, 1.0, 4.0])[:, None] * np.ones(2)
     law = policy.probabilities(after(policy, signals_of(SIZES, 0, loss=loss)))
     assert subsets(law) == pytest.approx([0.5 / 3.5, 1 / 3.5, 2 / 3.5])
-
-
-def test_what_has_fallen_lately_is_paid_more():
-    policy = HBO(local_actor=False, ema_alpha=None, floor=0.0)
-    falls = np.array([0.2, 0.1, 0.05])
-    seen = [
-        signals_of(SIZES, step, whole={"unseen_loss": 3.0 - falls * np.log(step)})
-        for step in (200, 400, 600)
-    ]
-    first = subsets(policy.probabilities(after(policy, *seen[:2])))
-    losses = 3.0 - falls * np.log(400)
-    assert first == pytest.approx(np.sqrt(losses) / np.sqrt(losses).sum())  # no trend as yet
-    law = subsets(policy.probabilities(after(policy, *seen)))
-    pay = np.sqrt((3.0 - falls * np.log(600)) * falls)
-    assert law == pytest.approx(pay / pay.sum())
 
 
 def test_a_draw_of_a_repeated_subset_is_worth_less():
@@ -363,7 +347,6 @@ def test_empty_cells_stay_empty_under_every_rule():
         ("shrinkage", float("nan"), "a number from 0 to 1"),
         ("reward_clip", 0.5, "a number from 1, or nothing"),
         ("ema_alpha", 0, "a number above 0 to 1, or nothing"),
-        ("trend_power", -1, "a number from 0"),
         ("repeat_scale", 0, "a number above 0, or nothing"),
         ("max_ratio", 0.9, "a number from 1, or nothing"),
         ("global_interval", 0, "a whole number from 1, or nothing"),

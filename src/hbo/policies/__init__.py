@@ -106,7 +106,6 @@ _RAW = MappingProxyType(
         "step_rule": "adam",
         "prior_pull": 0.0,
         "floor": 0.0,
-        "trend_power": 0.0,
         "repeat_scale": None,
         "max_ratio": None,
     }

@@ -29,13 +29,10 @@ from hbo.policies.treatment import (
     smooth_errors,
     usable,
 )
-from hbo.policies.trend import Trend, steepness
 from hbo.rewards import GLOBAL_REWARDS, LOCAL_REWARDS
 from hbo.signals import Signals
 
 LEVELS = ("global", "local")
-TREND_CLIP = 4.0
-"""How far one subset's trend may be from the median, as a factor."""
 STEP_RULES = ("closed-form", "adam", "sgd")
 
 
@@ -102,8 +99,6 @@ class HBO:
     reward_power: float = 0.5
     """a: an actor's target is R^a / sum R^a. 1 as in the paper; below, the same order of arms with
     less at stake."""
-    trend_power: float = 0.5
-    """b: a subset's pay is multiplied by F^b, F being how fast its reward has fallen lately."""
     repeat_scale: float | None = 8.0
     """s: a subset's pay is multiplied by exp(-passes / s): what was repeated often teaches less
     (the form of arXiv 2305.16264, Eq. 5); ``None`` off."""
@@ -142,7 +137,6 @@ class HBO:
         fields.number("ema_start", self.ema_start, 0.0, optional=True)
         fields.number("shrinkage", self.shrinkage, 0.0, 1.0)
         fields.number("reward_power", self.reward_power, 0.0)
-        fields.number("trend_power", self.trend_power, 0.0)
         fields.number("repeat_scale", self.repeat_scale, 0.0, above=True, optional=True)
         fields.choice("step_rule", self.step_rule, STEP_RULES)
         fields.number("rate", self.rate, 0.0, 1.0)
@@ -198,7 +192,6 @@ class HBO:
             "actors": {level: actor.to_json() for level, actor in actors.items()},
             "moved": {"global": fitted, "local": False},
             "memory": {},
-            "trend": Trend.start(len(subsets)).to_json(),
             "last": {},
             "updates": 0,
         }
@@ -253,10 +246,8 @@ class HBO:
         rewards, errors, notes = self._measure(signals, level, prior > 0)
         memory = self._remember(state["memory"].get(level), rewards, errors, level)
         worth: FloatArray | float = 1.0
-        if level == "global":
-            trend = Trend.from_json(state["trend"]).seen(signals.step, rewards)
-            state = {**state, "trend": trend.to_json()}
-            worth = self._worth(trend, np.where(prior > 0, signals.passes, np.nan))
+        if level == "global" and self.repeat_scale is not None:
+            worth = repeated(np.where(prior > 0, signals.passes, np.nan), self.repeat_scale)
         paid, active, more = self._wages(memory, prior > 0, level, worth)
         entry = {"rewards": rewards, "errors": errors, "paid": paid}
         last = {**state["last"], level: {key: to_plain(value) for key, value in entry.items()}}
@@ -304,13 +295,6 @@ class HBO:
             "rewards": smooth(rewards, old, alpha),
             "errors": smooth_errors(errors, old_errors, alpha),
         }
-
-    def _worth(self, trend: Trend, passes: FloatArray) -> FloatArray:
-        """(K,) what rewards are multiplied by: how fast they fall, how often a subset was read."""
-        worth = steepness(trend.fall, TREND_CLIP) ** self.trend_power
-        if self.repeat_scale is not None:
-            worth = worth * repeated(passes, self.repeat_scale)
-        return worth
 
     def _wages(
         self,
