@@ -27,7 +27,6 @@ from common import say
 FIXED = ("prop", "temp", "uni")
 EVERY = "*/seed-*/heldout.json"
 
-
 Points = dict[str, list[tuple[float, float]]]
 """Subset -> (draws, loss) of each run."""
 
@@ -67,6 +66,11 @@ def predicted(slopes: np.ndarray, draws: np.ndarray) -> float:
     return float(np.mean(slopes[:, None] * np.log(shares * len(slopes))))
 
 
+def macro(points: Points) -> float:
+    """Plain mean over subsets of the mean loss over runs."""
+    return float(np.mean([np.mean([loss for _, loss in runs]) for runs in points.values()]))
+
+
 def main() -> None:
     """Print each subset's slope and best share, what they would gain, and what policies gained."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -91,11 +95,6 @@ def main() -> None:
         draws = np.array([[drawn for drawn, _ in points[name]] for name in fitted])
         by_lines = predicted(slopes, np.maximum(draws, 1))
         say(f"{policy:12} gained {even - macro(points):+.3f}; on the lines {by_lines:+.3f}")
-
-
-def macro(points: Points) -> float:
-    """Plain mean over subsets of the mean loss over runs."""
-    return float(np.mean([np.mean([loss for _, loss in runs]) for runs in points.values()]))
 
 
 if __name__ == "__main__":

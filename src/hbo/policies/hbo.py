@@ -101,7 +101,7 @@ class HBO:
     less at stake."""
     repeat_scale: float | None = 8.0
     """s: a subset's pay is multiplied by exp(-passes / s): what was repeated often teaches less
-    (the form of arXiv 2305.16264, Eq. 5); ``None`` off."""
+    (the form of arXiv 2305.16264); ``None`` off."""
     # --- how the actor moves --------------------------------------------------------------------
     step_rule: str = "closed-form"
     """``closed-form``, ``adam`` (code) or ``sgd`` (Algorithm 1 to the letter); 5.1(9)."""

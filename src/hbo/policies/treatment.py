@@ -122,8 +122,8 @@ def shrink(values: FloatArray, errors: FloatArray, strength: float) -> FloatArra
 def repeated(passes: FloatArray, scale: float) -> FloatArray:
     """What a draw is worth after so many passes: exp(-passes / scale), 1 for the least repeated.
 
-    The r-th repetition of a text teaches about exp(-r / R) of what its first reading did: Eq. 5 of
-    arXiv 2305.16264, which finds R = 15 in pre-training.
+    The r-th repetition of a text teaches about exp(-r / R) of what its first reading did: the form
+    of arXiv 2305.16264, for pre-training.
 
     Args:
         passes: (K,) draws so far, per example of the subset; NaN for what is never drawn.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from hbo.mixture import FloatArray
-from hbo.rewards.reward import Measured, Reward, cell_errors, subset_values, weighted_mean
+from hbo.rewards.reward import (
+    Measured,
+    Reward,
+    cell_errors,
+    entry,
+    subset_values,
+    weighted_mean,
+)
 from hbo.signals import (
     BATCH_GRADIENT_NORM,
     GRADIENT_COSINE,
@@ -98,23 +103,16 @@ def _whole(values: FloatArray) -> Measured:
     return np.asarray(values, dtype=np.float64), np.full(np.shape(values), np.nan)
 
 
-def _reward(
-    name: str, needs: str | frozenset[str], compute: Callable[[Signals], Measured]
-) -> tuple[str, Reward]:
-    signals = frozenset({needs}) if isinstance(needs, str) else needs
-    return name, Reward(name, signals, compute)
-
-
 GLOBAL_REWARDS: dict[str, Reward] = dict(
     (
-        _reward("batch-gradient-norm", BATCH_GRADIENT_NORM, batch_gradient_norm),
-        _reward("gradient-norm", GRADIENT_NORM, gradient_norm),
-        _reward("loss", LOSS, loss),
-        _reward("heldout-loss", frozenset({UNSEEN_LOSS, LOSS}), heldout_loss),
-        _reward("perplexity", PERPLEXITY, perplexity),
-        _reward("relative-perplexity", PERPLEXITY_RATIO, relative_perplexity),
-        _reward("cosine", GRADIENT_COSINE, cosine),
-        _reward("progress", LOSS, progress),
+        entry("batch-gradient-norm", batch_gradient_norm, BATCH_GRADIENT_NORM),
+        entry("gradient-norm", gradient_norm, GRADIENT_NORM),
+        entry("loss", loss, LOSS),
+        entry("heldout-loss", heldout_loss, UNSEEN_LOSS, LOSS),
+        entry("perplexity", perplexity, PERPLEXITY),
+        entry("relative-perplexity", relative_perplexity, PERPLEXITY_RATIO),
+        entry("cosine", cosine, GRADIENT_COSINE),
+        entry("progress", progress, LOSS),
     )
 )
 """Every global reward by name."""

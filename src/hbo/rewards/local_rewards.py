@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from hbo.rewards.reward import Measured, Reward, cell_values
+from hbo.rewards.reward import Measured, Reward, cell_values, entry
 from hbo.signals import GRADIENT_NORM, LOSS, PERPLEXITY, PERPLEXITY_RATIO, Signals
 
 
@@ -34,16 +32,12 @@ def gradient_norm(signals: Signals) -> Measured:
     return cell_values(signals.table(GRADIENT_NORM))
 
 
-def _reward(name: str, needs: str, compute: Callable[[Signals], Measured]) -> tuple[str, Reward]:
-    return name, Reward(name, frozenset({needs}), compute)
-
-
 LOCAL_REWARDS: dict[str, Reward] = dict(
     (
-        _reward("relative-perplexity", PERPLEXITY_RATIO, relative_perplexity),
-        _reward("perplexity", PERPLEXITY, perplexity),
-        _reward("loss", LOSS, loss),
-        _reward("gradient-norm", GRADIENT_NORM, gradient_norm),
+        entry("relative-perplexity", relative_perplexity, PERPLEXITY_RATIO),
+        entry("perplexity", perplexity, PERPLEXITY),
+        entry("loss", loss, LOSS),
+        entry("gradient-norm", gradient_norm, GRADIENT_NORM),
     )
 )
 """Every local reward by name."""

@@ -30,6 +30,11 @@ class Reward:
     compute: Callable[[Signals], Measured]
 
 
+def entry(name: str, compute: Callable[[Signals], Measured], *needs: str) -> tuple[str, Reward]:
+    """A line of a table of rewards: its key, and the reward that reads the signals ``needs``."""
+    return name, Reward(name, frozenset(needs), compute)
+
+
 PRIOR_FREEDOM = 4.0
 """How many degrees of freedom the pooled variance counts for beside a cell's own."""
 
