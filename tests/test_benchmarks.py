@@ -3,10 +3,14 @@
 import importlib
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.support.workspace import make_workspace, write_config
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -377,6 +381,44 @@ def test_kept_states_change_no_loss_and_no_gradient(load, tmp_path):
     assert len(runs) == 1 + 2  # once for the texts, and each time keys and values are wanted
     measure()
     assert len(runs) == 4
+
+
+@pytest.mark.process
+def test_the_quicker_comparison_trains_and_measures_as_hbo_compare_does(tmp_path):
+    """Forked processes and kept states change how long it takes, and losses by rounding."""
+    make_workspace(tmp_path)
+    write_config(
+        tmp_path,
+        difficulty={"metric": "ifd", "groups": 2, "cache_dir": "scores"},
+        tuning={"use_peft": True, "lora_r": 2, "lora_target_modules": [r".*layers\.1\..*_proj"]},
+        evaluation={"holdout": 0.3},
+    )
+    options = ["config.yaml", "--policies", "prop,hbo", "--seeds", "1"]
+
+    def heldout(name, *program):
+        places = [f"--set=output_dir={name}", f"--set=difficulty.cache_dir={name}-scores"]
+        command = [sys.executable, *program, *options, *places]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+        found = {}
+        for path in sorted((tmp_path / name).glob("*/seed-*/heldout.json")):
+            splits = json.loads(path.read_text(encoding="utf-8"))["splits"]
+            summary = json.loads((path.parent / "summary.json").read_text(encoding="utf-8"))
+            found[path.parent.relative_to(tmp_path / name)] = (splits, summary["stream_sha256"])
+        return found
+
+    plain = heldout("plain", "-m", "hbo", "compare")
+    quick = heldout("quick", str(FOLDER / "compare.py"), "--jobs", "1", "--below", "1")
+    assert plain.keys() == quick.keys() and len(plain) == 2
+    for run, (splits, stream) in plain.items():
+        measured, same = quick[run]
+        assert same == stream, run
+        for half, subsets in splits.items():
+            for name, subset in subsets.items():
+                found = measured[half][name]
+                assert found["losses"] == pytest.approx(subset["losses"], abs=1e-4)
+                assert found["correct"] == subset["correct"]
+    assert (tmp_path / "quick" / "comparison.json").is_file()
+    assert any((tmp_path / "build" / "kept").rglob("*"))
 
 
 def test_headroom_is_that_of_losses_on_straight_lines(load, tmp_path, monkeypatch, capsys):
