@@ -50,6 +50,25 @@ def test_the_reference_may_be_the_best(tmp_path):
     assert "the next, hbo, differs by +0.2" in headline and "which is more than noise" in headline
 
 
+def test_an_accuracy_that_several_share_is_nobodys_best(three):
+    found = compare_folder(three)
+
+    def said(**means):
+        for name, mean in means.items():
+            found["policies"][name]["macro_accuracy"]["mean"] = mean
+        return next(line for line in sentences(found) if line.startswith("Macro accuracy"))
+
+    assert said(prop=0.0, static=0.0, hbo=0.0).startswith(
+        "Macro accuracy is the same with each of them, 0.0% ["
+    )
+    assert said(prop=0.25, static=0.5, hbo=0.5).startswith(
+        "Macro accuracy is highest with static, hbo, 50.0% ["
+    )
+    alone = said(prop=0.25, static=0.75, hbo=0.5)
+    assert alone.startswith("Macro accuracy is highest with static, 75.0% [")
+    assert "; the difference to prop is " in alone
+
+
 def test_a_verdict_needs_the_interval_and_the_test():
     per_seed = dict.fromkeys("0123456789", -0.1)
     ten = {"low": -0.2, "high": -0.1, "p_corrected": 0.01, "per_seed": per_seed}

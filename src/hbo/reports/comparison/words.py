@@ -143,9 +143,15 @@ def _accuracy(numbers: Numbers) -> str:
     graded = [name for name in policies if policies[name]["macro_accuracy"] is not None]
     if len(graded) < 2:
         return ""
-    best = max(graded, key=lambda name: policies[name]["macro_accuracy"]["mean"])
-    row = policies[best]
-    text = f"Macro accuracy is highest with {best}, {share_spread(row['macro_accuracy'])}"
+    most = max(policies[name]["macro_accuracy"]["mean"] for name in graded)
+    best = [name for name in graded if policies[name]["macro_accuracy"]["mean"] == most]
+    row = policies[best[0]]
+    reached = share_spread(row["macro_accuracy"])
+    if best == graded:
+        return f"Macro accuracy is the same with each of them, {reached}."
+    text = f"Macro accuracy is highest with {', '.join(best)}, {reached}"
+    if numbers["against"] in best:
+        return f"{text}."
     difference = (row["difference"] or {}).get("accuracy")
     if difference is not None:
         points = signed_spread(difference, 1, 100)
